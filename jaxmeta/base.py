@@ -1,0 +1,231 @@
+"""The nouns: every value that one part of the library hands to another.
+
+All are NamedTuples. Those that hold arrays (`Batch`, `Episode`, `InnerResult`,
+`TrainState`) are pytrees and cross `jit`, `vmap` and `grad`; those that hold
+functions (`Model`, `MetaLearner`, `MetaGrad`, `Estimator`, `Loop`) are built once,
+outside, and are closed over. An empty slot is `()` or `None`.
+
+Shapes are those of ONE task: `[examples, ...]`. A batch of tasks has one more
+leading axis on every leaf. `theta` stands for what is learned across tasks,
+`phi` for what is adapted to one of them.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+Key = jax.Array
+Metrics = dict[str, jax.Array]
+
+
+class Batch(NamedTuple):
+    """Examples of one task.
+
+    Attributes:
+      inputs: Images `[examples, height, width, channels]` or any `[examples, ...]`.
+      targets: Class numbers `[examples]` int32, or values `[examples, outputs]`.
+      weights: `[examples]` float, 1 for a real example and 0 for padding. Every
+        loss, mean, normalisation statistic and accuracy respects them.
+    """
+
+    inputs: jax.Array
+    targets: jax.Array
+    weights: jax.Array
+
+
+class Episode(NamedTuple):
+    """One task: a labelled support set to adapt to, and a query set to be judged on."""
+
+    support: Batch
+    query: Batch
+
+
+class Model(NamedTuple):
+    """A network as three pure functions.
+
+    Attributes:
+      init: `(key, inputs) -> params, state`; params is `{"body": ..., "head": ...}`.
+      embed: `(params, state, inputs, *, key, train, weights) -> features, state`.
+      apply: As `embed`, but returns outputs: the head of the features.
+
+    `train=True` normalises by the statistics of `inputs` (weighted by `weights`)
+    and returns them in the state; `train=False` uses those of the state.
+    """
+
+    init: Callable[..., tuple[PyTree, PyTree]]
+    embed: Callable[..., tuple[jax.Array, PyTree]]
+    apply: Callable[..., tuple[jax.Array, PyTree]]
+
+
+class MetaLearner(NamedTuple):
+    """A meta-learning algorithm as four pure functions, each for ONE task.
+
+    Attributes:
+      init: `(key, example_inputs) -> meta_params, state`.
+      adapt: `(meta_params, state, support, key, *, num_steps=None) -> adapted`;
+        None stands for the number of inner steps used in training.
+      predict: `(adapted, batch, key) -> outputs [examples, ...]`. Targets are not read.
+      loss: `(meta_params, state, episode, key, step) -> scalar, (state, metrics)`;
+        `step` is the outer step, for what is annealed over training.
+    """
+
+    init: Callable[..., tuple[PyTree, PyTree]]
+    adapt: Callable[..., PyTree]
+    predict: Callable[[PyTree, Batch, Key], jax.Array]
+    loss: Callable[..., tuple[jax.Array, tuple[PyTree, Metrics]]]
+
+
+class Loop(NamedTuple):
+    """An inner loop as data, for a `MetaGrad` to run and to differentiate.
+
+    Attributes:
+      init: The first carry, a pair `(phi, opt_state)`.
+      step: `(carry, index) -> carry, per_step`, the body of a `jax.lax.scan`;
+        per_step is `()` unless a record of every step was asked for.
+      num_steps: Number of steps, a Python int.
+      optimality: `(phi) -> tree like phi` that is zero at a solution, for
+        strategies that differentiate the solution and not the path; else None.
+    """
+
+    init: PyTree
+    step: Callable[[PyTree, jax.Array], tuple[PyTree, PyTree]]
+    num_steps: int
+    optimality: Callable[[PyTree], PyTree] | None
+
+
+class MetaGrad(NamedTuple):
+    """How ONE inner loop is differentiated, with one hook for each time scale.
+
+    Attributes:
+      grad: Turns `objective(phi, theta, state, data, key) -> scalar, aux` into a
+        function of the same arguments that returns `grads like phi, aux`.
+      step: Wraps one inner update (rematerialisation belongs here).
+      solve: Runs a `Loop` and returns `carry, per_step`.
+    """
+
+    grad: Callable[[Callable], Callable]
+    step: Callable[[Callable], Callable]
+    solve: Callable[[Loop], tuple[PyTree, PyTree]]
+
+
+class Estimator(NamedTuple):
+    """How the mean loss over tasks becomes a gradient; it may keep a state of its own.
+
+    Attributes:
+      init: `(key, learner, meta_params, state, episodes) -> estimator_state`; every
+        leaf has a leading task axis, `()` when there is nothing to keep.
+      value_and_grad: `(learner, meta_params, state, estimator_state, episodes, keys,
+        step) -> (loss, (state, metrics)), grads, estimator_state`. Episodes and keys
+        have a leading task axis; what is returned is the mean over it.
+    """
+
+    init: Callable[..., PyTree]
+    value_and_grad: Callable[..., tuple[Any, PyTree, PyTree]]
+
+
+class InnerResult(NamedTuple):
+    """What an inner loop leaves behind.
+
+    Attributes:
+      phi: The adapted parameters.
+      opt_state: The state of the inner optimiser after the last step.
+      per_step: None, or (where asked for) a dict: `phi` after each step, leaves
+        `[num_steps, ...]`, and `grad_norm` `[num_steps]`.
+    """
+
+    phi: PyTree
+    opt_state: PyTree
+    per_step: PyTree | None
+
+
+class TrainState(NamedTuple):
+    """Everything the next outer step needs: arrays only.
+
+    Attributes:
+      step: Outer steps taken so far, int32 scalar.
+      meta_params: What is learned by gradients.
+      state: What is not (normalisation statistics above all).
+      opt_state: State of the outer optimiser.
+      estimator_state: State of the `Estimator`.
+    """
+
+    step: jax.Array
+    meta_params: PyTree
+    state: PyTree
+    opt_state: PyTree
+    estimator_state: PyTree
+
+
+class Estimate(NamedTuple):
+    """A mean over tasks, half the width of its 95 % interval, and every task's value."""
+
+    mean: float
+    ci95: float
+    per_task: Any
+
+
+class Evaluation(NamedTuple):
+    """Metrics by name, each an `Estimate` over the same `num_tasks` tasks."""
+
+    metrics: dict[str, Estimate]
+    num_tasks: int
+
+
+def example_batch(inputs: jax.Array, targets: jax.Array) -> Batch:
+    """Make a `Batch` in which every example is real (weight 1).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> example_batch(jnp.zeros([2, 3]), jnp.array([0, 1])).weights.tolist()
+      [1.0, 1.0]
+    """
+    return Batch(inputs, targets, jnp.ones(jnp.shape(inputs)[:1], jnp.float32))
+
+
+def check_episode(episode: Episode, *, num_task_axes: int = 0) -> None:
+    """Refuse an episode whose shapes or dtypes do not fit together, at trace time.
+
+    Args:
+      episode: The episode, or a batch of them.
+      num_task_axes: Leading axes before the example axis: 0 for one task, 1 for a batch.
+
+    Raises:
+      ValueError: names the set, the field, what it is and what it should be.
+    """
+    axes = num_task_axes
+    for name, batch in zip(Episode._fields, episode, strict=True):
+        inputs, targets, weights = batch
+        lead = jnp.shape(inputs)[: axes + 1]
+        problem = None
+        if jnp.ndim(inputs) <= axes + 1:
+            problem = f"inputs need a feature axis after {axes + 1} leading ones"
+        elif not jnp.issubdtype(jnp.result_type(inputs), jnp.floating):
+            problem = "inputs must be floating point; divide uint8 images by 255"
+        elif jnp.shape(targets)[: axes + 1] != lead:
+            problem = "targets must have as many examples as the inputs"
+        elif jnp.issubdtype(jnp.result_type(targets), jnp.integer) and jnp.ndim(targets) != axes + 1:
+            problem = "integer targets are class numbers, one for each example, not one-hot"
+        elif jnp.shape(weights) != lead:
+            problem = "weights must be one float for each example"
+        if problem:
+            shapes = ", ".join(
+                f"{field} {jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+                for field, leaf in zip(Batch._fields, batch, strict=True)
+            )
+            raise ValueError(f"{name}: {problem}. Given: {shapes}.")
+    support, query = episode
+    try:
+        chex.assert_equal_shape_suffix((support.inputs, query.inputs), jnp.ndim(support.inputs) - axes - 1)
+        chex.assert_trees_all_equal_dtypes(support.targets, query.targets)
+        if axes:
+            chex.assert_equal_shape_prefix((support.inputs, query.inputs), axes)
+    except AssertionError as error:
+        raise ValueError(
+            "support and query must hold inputs of one shape and targets of one dtype: "
+            f"support inputs {list(jnp.shape(support.inputs))}, targets {support.targets.dtype}; "
+            f"query inputs {list(jnp.shape(query.inputs))}, targets {query.targets.dtype}."
+        ) from error

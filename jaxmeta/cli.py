@@ -1,0 +1,241 @@
+"""The command line: parse, call, translate errors into exit codes.
+
+0 done, 1 something went wrong on the way, 2 the caller asked for something that cannot
+be, 130 interrupted.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.config import DEFAULT_PRESETS, PRESETS, Config, ConfigError, check_config, check_name, to_json
+from jaxmeta.data import DATASETS, DataError
+from jaxmeta.data.pools import cache_dir
+from jaxmeta.metagrad import ESTIMATORS, METAGRADS
+from jaxmeta.models import MODELS
+
+USAGE = """\
+usage: jaxmeta COMMAND [OPTIONS]
+
+Learning to learn on images, with exact second-order meta-gradients.
+
+commands:
+  train [PRESET]   meta-train into a run folder and print its accuracy on held-out classes
+  evaluate RUN     judge a run's best checkpoint
+  list             what there is: presets, datasets, algorithms, strategies, models
+
+`jaxmeta COMMAND --help` explains every option with its default.
+"""
+
+# What may differ when a run is continued: none of it changes a step that was already taken.
+MAY_CHANGE = {"steps", "data_dir", "eval_episodes", "eval_inner_steps", "eval_queries", "tensorboard"}
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Judge a run's best checkpoint on held-out tasks."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="The run's folder.", metavar="RUN")]
+    episodes: Annotated[int | None, tyro.conf.arg(help="Number of tasks; None: as in training.")] = None
+    eval_inner_steps: Annotated[int | None, tyro.conf.arg(help="Inner steps; None: as in training.")] = None
+    split: Annotated[str, tyro.conf.arg(help="One of: test, validation, train.")] = "test"
+    latest: Annotated[bool, tyro.conf.arg(help="Judge the latest checkpoint, not the best.")] = False
+    data_dir: Annotated[Path | None, tyro.conf.arg(help="Where the data is now; None: as in training.")] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Where a run goes."""
+
+    out: Annotated[Path | None, tyro.conf.arg(help="Run folder; None: runs/DATASET-ALGORITHM-...-seedN.")] = None
+    resume: Annotated[bool, tyro.conf.arg(help="Continue the run in that folder.")] = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Meta-train into a run folder, then judge the best checkpoint on held-out classes."""
+
+    config: tyro.conf.OmitArgPrefixes[Config]
+    place: tyro.conf.OmitArgPrefixes[RunOptions] = RunOptions()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+      arguments: What follows the program's name; that of the process if None.
+
+    Returns:
+      The exit code.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    commands = {"train": _train, "evaluate": _evaluate, "list": _list}
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(USAGE, end="")
+            return 0 if arguments else 2
+        if arguments[0] == "--version":
+            from jaxmeta import __version__
+
+            print(__version__)
+            return 0
+        check_name("command", arguments[0], commands)
+        _prepare_jax()
+        commands[arguments[0]](arguments[1:])
+        sys.stdout.flush()
+        return 0
+    except (ConfigError, DataError) as error:
+        return _fail(2, str(error))
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted")
+    except BrokenPipeError:
+        # The reader of our output is gone; nothing may be flushed to it at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, FloatingPointError) as error:
+        return _fail(1, str(error))
+
+
+def _train(arguments: list[str]) -> None:
+    from jaxmeta.run import Interrupted, train_run
+
+    preset, rest = _split_preset(arguments)
+    stored = _stored_config(rest)
+    options = tyro.cli(
+        TrainOptions, args=rest, default=TrainOptions(stored or PRESETS[preset]), prog=f"jaxmeta train {preset}"
+    )
+    config, place = options.config, options.place
+    check_config(config)
+    if stored is not None:
+        _refuse_changes(stored, config, place.out)
+    if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise ConfigError("--tensorboard needs tensorboardX. Install it with: pip install 'jaxmeta[tensorboard]'.")
+    try:
+        result = train_run(config, place.out or _default_out(config), resume=place.resume)
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        raise KeyboardInterrupt from stopped
+    _print_result(result)
+
+
+def _evaluate(arguments: list[str]) -> None:
+    from jaxmeta.run import evaluate_run
+
+    options = tyro.cli(EvaluateOptions, args=arguments, prog="jaxmeta evaluate")
+    check_name("split", options.split, ("test", "validation", "train"))
+    if options.episodes is not None and options.episodes < 1:
+        raise ConfigError(f"--episodes must be at least 1; given {options.episodes}.")
+    result = evaluate_run(
+        options.run,
+        episodes=options.episodes,
+        inner_steps=options.eval_inner_steps,
+        split=options.split,
+        latest=options.latest,
+        data_dir=options.data_dir,
+    )
+    for step in result["damaged_checkpoints"]:
+        print(f"checkpoint of step {step} is damaged and was passed over", file=sys.stderr)
+    _print_result(result)
+
+
+def _list(arguments: list[str]) -> None:
+    if arguments:
+        if arguments == ["--help"] or arguments == ["-h"]:
+            print("usage: jaxmeta list\n\nPrint the presets, datasets, algorithms, strategies, estimators and models.")
+            return
+        raise ConfigError(f"`jaxmeta list` takes no options; given {' '.join(arguments)}.")
+    tables = {
+        "presets": PRESETS,
+        "datasets": DATASETS,
+        "algorithms": ALGORITHMS,
+        "metagrads": METAGRADS,
+        "estimators": ESTIMATORS,
+        "models": MODELS,
+    }
+    for name, table in tables.items():
+        print(f"{name + ':':12} {', '.join(table)}")
+
+
+def _split_preset(arguments: list[str]) -> tuple[str, list[str]]:
+    """Find what the options start from: a named preset, or that of the dataset."""
+    if arguments and not arguments[0].startswith("-"):
+        check_name("preset", arguments[0], PRESETS)
+        return arguments[0], arguments[1:]
+    dataset = _value_of(arguments, "dataset") or "glyphs"
+    check_name("dataset", dataset, DATASETS)
+    return DEFAULT_PRESETS[dataset], arguments
+
+
+def _stored_config(arguments: list[str]) -> Config | None:
+    """Read the configuration of the run that is to be continued, if one is."""
+    if "--resume" not in arguments:
+        return None
+    from jaxmeta.folder import read_config
+
+    out = _value_of(arguments, "out")
+    if out is None:
+        raise ConfigError("--resume needs --out RUN, the folder of the run to continue.")
+    return read_config(Path(out))
+
+
+def _value_of(arguments: list[str], name: str) -> str | None:
+    """Look an option up before the options are parsed: it decides on their defaults."""
+    flag = f"--{name}"
+    for index, argument in enumerate(arguments):
+        if argument == flag and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if argument.startswith(flag + "="):
+            return argument[len(flag) + 1 :]
+    return None
+
+
+def _refuse_changes(stored: Config, config: Config, out: Path | None) -> None:
+    before, after = to_json(stored), to_json(config)
+    changed = [name for name in before if before[name] != after[name] and name not in MAY_CHANGE]
+    if changed:
+        pairs = ", ".join(f"--{name.replace('_', '-')} {before[name]} -> {after[name]}" for name in changed)
+        raise ConfigError(f"The run in {out} cannot be continued with other settings ({pairs}). Leave them out.")
+    if config.steps != stored.steps and config.outer_schedule != "constant":
+        raise ConfigError(
+            f"--steps {stored.steps} -> {config.steps} would change the learning rates of the steps already taken, "
+            f"since --outer-schedule is {config.outer_schedule}. Leave it out, or train anew."
+        )
+
+
+def _default_out(config: Config) -> Path:
+    size = f"{config.ways}w{config.shots}s" if config.dataset != "sinusoid" else f"{config.shots}s"
+    return Path("runs") / f"{config.dataset}-{config.algorithm}-{config.metagrad}-{size}-seed{config.seed}"
+
+
+def _prepare_jax() -> None:
+    """Keep compiled programs between processes, and the libraries' chatter off the screen."""
+    import jax
+
+    # What matters of it arrives as an exception, and is said in one sentence.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="orbax.*")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _print_result(result: dict) -> None:
+    print(json.dumps(result))
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"jaxmeta: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""The folder of a run: its configuration, its log, and files that are whole or not there.
+
+config.json    the configuration, with what was chosen automatically
+metrics.jsonl  one row for each logged step and each validation
+checkpoints/   the two latest and the best
+curves.png, episode.png, result.json   at the end
+"""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxmeta.config import Config, ConfigError, from_json, to_json
+
+
+def refuse_existing(out: Path) -> None:
+    """Refuse a folder that something is in.
+
+    Args:
+      out: The folder that a new run is to go to.
+
+    Raises:
+      ConfigError: if it exists and is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"The run folder {out} exists. Continue it with --resume, or choose another name with --out.")
+
+
+def read_config(out: Path) -> Config:
+    """Read the configuration of a run.
+
+    Args:
+      out: The run's folder.
+
+    Returns:
+      Its configuration.
+
+    Raises:
+      ConfigError: if there is no run, or its configuration cannot be read.
+    """
+    path = out / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"There is no run in {out}: {path} is missing. Train one with `jaxmeta train --out {out}`.")
+    try:
+        return from_json(json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}). Restore it, or train under another name.") from error
+
+
+def write_config(out: Path, config: Config) -> None:
+    """Write the configuration of a run, and make its folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "config.json", json.dumps(to_json(config), indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def open_log(out: Path, tensorboard: bool):
+    """Give a function that appends a row to metrics.jsonl, flushed, and to TensorBoard."""
+    writer = None
+    if tensorboard:
+        from tensorboardX import SummaryWriter
+
+        writer = SummaryWriter(str(out / "tensorboard"))
+    with open(out / "metrics.jsonl", "a") as file:
+
+        def log(row):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            if writer:
+                for name, value in row.items():
+                    writer.add_scalar(name, value, row["step"])
+
+        yield log
+    if writer:
+        writer.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read `metrics.jsonl`; a last row cut off in the middle is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def truncate_rows(out: Path, step: int) -> None:
+    """Drop rows beyond a step: a killed process logs further than it saves."""
+    path = out / "metrics.jsonl"
+    if path.is_file():
+        kept = [json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step]
+        write_atomically(path, "".join(kept))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file under another name and move it into place: a reader meets the old or the new."""
+    temporary = path.with_suffix(path.suffix + ".part")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

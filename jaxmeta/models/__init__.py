@@ -1,0 +1,16 @@
+"""Models: table of factories `(outputs, **options) -> Model`, and adapters for your own networks."""
+
+from functools import partial
+
+from jaxmeta.models.adapters import from_function, from_linen, from_nnx
+from jaxmeta.models.conv4 import conv4
+from jaxmeta.models.mlp import linear, mlp
+
+MODELS = {
+    "conv4": conv4,
+    "conv4-stride": partial(conv4, downsample="stride"),
+    "linear": linear,
+    "mlp": mlp,
+}
+
+__all__ = ["MODELS", "conv4", "from_function", "from_linen", "from_nnx", "linear", "mlp"]

@@ -1,0 +1,163 @@
+"""Adapters that lift a plain function or a Flax module to a `Model`."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax import nnx
+
+from jaxmeta.base import Model
+
+
+def from_function(init: Callable[..., Any], apply: Callable[..., jax.Array]) -> Model:
+    """Lift a stateless network written as two plain functions.
+
+    Args:
+      init: `(key, inputs) -> params`, any tree.
+      apply: `(params, inputs) -> outputs [examples, ...]`.
+
+    Returns:
+      A `Model`; its features are its outputs and its head is empty.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> model = from_function(lambda key, x: jnp.zeros([x.shape[-1], 1]), lambda w, x: x @ w)
+      >>> params, state = model.init(jax.random.key(0), jnp.ones([4, 3]))
+      >>> outputs, _ = model.apply(params, state, jnp.ones([4, 3]))
+      >>> outputs.shape
+      (4, 1)
+    """
+
+    def init_model(key, inputs):
+        return {"body": init(key, inputs), "head": {}}, {}
+
+    def apply_model(params, state, inputs, *, key=None, train=True, weights=None):
+        return apply(params["body"], inputs), state
+
+    return Model(init_model, apply_model, apply_model)
+
+
+def from_linen(body: nn.Module, head: nn.Module | None = None) -> Model:
+    """Lift a Flax linen module, or a body with a head.
+
+    `train` and `weights` are passed to modules whose `__call__` names them. Collections
+    other than the parameters (normalisation statistics) make up the state.
+
+    Args:
+      body: Inputs to features, or to outputs if there is no head.
+      head: Features to outputs.
+
+    Returns:
+      A `Model`.
+
+    Example:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp
+      >>> model = from_linen(nn.Dense(8), nn.Dense(2))
+      >>> params, state = model.init(jax.random.key(0), jnp.ones([4, 3]))
+      >>> features, _ = model.embed(params, state, jnp.ones([4, 3]))
+      >>> features.shape
+      (4, 8)
+    """
+    modules = {"body": body} if head is None else {"body": body, "head": head}
+
+    def init_part(module, key, inputs):
+        key_params, key_dropout = jax.random.split(key)
+        keys = {"params": key_params, "dropout": key_dropout}
+        outputs, variables = module.init_with_output(keys, inputs, **_options(module, True, None))
+        return outputs, variables.pop("params", {}), variables
+
+    def apply_part(name, params, state, inputs, key, train, weights):
+        module = modules[name]
+        variables = {"params": params[name], **state[name]}
+        rngs = None if key is None else {"dropout": key}
+        options = _options(module, train, weights)
+        if train and state[name]:
+            return module.apply(variables, inputs, rngs=rngs, mutable=list(state[name]), **options)
+        return module.apply(variables, inputs, rngs=rngs, **options), state[name]
+
+    return _compose(modules, init_part, apply_part)
+
+
+def from_nnx(make_body: Callable[[nnx.Rngs], nnx.Module], make_head: Callable | None = None) -> Model:
+    """Lift a Flax nnx module, or a body with a head, given by their constructors.
+
+    Args:
+      make_body: `(rngs) -> module`, inputs to features, or to outputs without a head.
+      make_head: `(rngs) -> module`, features to outputs.
+
+    Returns:
+      A `Model`. Parameters are the module's `nnx.Param`; everything else it holds is state.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> model = from_nnx(lambda rngs: nnx.Linear(3, 2, rngs=rngs))
+      >>> params, state = model.init(jax.random.key(0), jnp.ones([4, 3]))
+      >>> outputs, _ = model.apply(params, state, jnp.ones([4, 3]))
+      >>> outputs.shape
+      (4, 2)
+    """
+    makers = {"body": make_body} if make_head is None else {"body": make_body, "head": make_head}
+    # Built once without arrays, for the structure that parameters are put back into.
+    blueprints = {
+        name: nnx.split(nnx.eval_shape(lambda make=make: make(nnx.Rngs(0))), nnx.Param, ...)
+        for name, make in makers.items()
+    }
+
+    def run(name, params, rest, inputs, train, weights):
+        graph, param_shapes, rest_shapes = blueprints[name]
+        module = nnx.merge(graph, _restore(param_shapes, params), _restore(rest_shapes, rest))
+        module.train() if train else module.eval()
+        outputs = module(inputs, **_options(module, train, weights))
+        _, _, rest = nnx.split(module, nnx.Param, ...)
+        return outputs, nnx.to_pure_dict(rest)
+
+    def init_part(name, key, inputs):
+        _, params, rest = nnx.split(makers[name](nnx.Rngs(key)), nnx.Param, ...)
+        params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+        return run(name, params, rest, inputs, True, None)[0], params, rest
+
+    def apply_part(name, params, state, inputs, key, train, weights):
+        outputs, rest = run(name, params[name], state[name], inputs, train, weights)
+        return outputs, rest if train else state[name]
+
+    return _compose({name: name for name in makers}, init_part, apply_part)
+
+
+def _compose(parts, init_part, apply_part) -> Model:
+    """Chain a body and an optional head into a `Model`."""
+
+    def init(key, inputs):
+        params, state, outputs = {"head": {}}, {"head": {}}, inputs
+        for name, part in parts.items():
+            key, key_part = jax.random.split(key)
+            outputs, params[name], state[name] = init_part(part, key_part, outputs)
+        return params, state
+
+    def embed(params, state, inputs, *, key=None, train=True, weights=None):
+        features, body_state = apply_part("body", params, state, inputs, key, train, weights)
+        return features, {**state, "body": body_state}
+
+    def apply(params, state, inputs, *, key=None, train=True, weights=None):
+        outputs, state = embed(params, state, inputs, key=key, train=train, weights=weights)
+        if "head" in parts:
+            key = None if key is None else jax.random.fold_in(key, 1)
+            outputs, head_state = apply_part("head", params, state, outputs, key, train, weights)
+            state = {**state, "head": head_state}
+        return outputs, state
+
+    return Model(init, embed, apply)
+
+
+def _options(module, train: bool, weights) -> dict:
+    """Pick the keywords that a module's `__call__` names."""
+    names = inspect.signature(type(module).__call__).parameters
+    return {name: value for name, value in (("train", train), ("weights", weights)) if name in names}
+
+
+def _restore(shapes, values):
+    restored = jax.tree.map(lambda leaf: leaf, shapes)
+    nnx.replace_by_pure_dict(restored, values)
+    return restored

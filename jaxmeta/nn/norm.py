@@ -1,0 +1,67 @@
+"""Normalisation by the statistics of a weighted batch, or by statistics kept from one."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def batch_statistics(inputs: jax.Array, weights: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Compute mean and variance of each channel over examples and positions.
+
+    `mean = sum_n w_n x_n / sum_n w_n`, `variance = sum_n w_n (x_n - mean)^2 / sum_n w_n`
+
+    Args:
+      inputs: `[examples, ..., channels]`.
+      weights: `[examples]`, 0 for padding; None counts every example.
+
+    Returns:
+      mean `[channels]`, variance `[channels]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> mean, variance = batch_statistics(jnp.array([[1.0], [3.0], [99.0]]), jnp.array([1.0, 1.0, 0.0]))
+      >>> float(mean[0]), float(variance[0])
+      (2.0, 1.0)
+    """
+    axes = tuple(range(inputs.ndim - 1))
+    if weights is None:
+        mean = jnp.mean(inputs, axes)
+        return mean, jnp.mean(jnp.square(inputs - mean), axes)
+    # Shares of the total: a set of padding alone gives zeros, not a division by zero.
+    positions = max(1, inputs[0, ..., 0].size)
+    share = weights / (jnp.maximum(jnp.sum(weights), 1e-6) * positions)
+    share = share.reshape(-1, *(1,) * (inputs.ndim - 1)).astype(inputs.dtype)
+    mean = jnp.sum(inputs * share, axes)
+    return mean, jnp.sum(jnp.square(inputs - mean) * share, axes)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation whose kept statistics are those of one batch, not a running average.
+
+    In training it normalises by the (weighted) statistics of its inputs and
+    stores them in the collection `batch_stats`; otherwise it uses the stored ones. An
+    inner loop thus leaves the statistics of the support set behind.
+
+    Source: Ioffe and Szegedy, 2015, arXiv 1502.03167.
+
+    Attributes:
+      epsilon: Added to the variance.
+    """
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, *, train: bool, weights: jax.Array | None = None) -> jax.Array:
+        """Normalise `[examples, ..., channels]`."""
+        shape = inputs.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        kept_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, inputs.dtype)
+        kept_variance = self.variable("batch_stats", "variance", jnp.ones, shape, inputs.dtype)
+        if train:
+            mean, variance = batch_statistics(inputs, weights)
+            if not self.is_initializing():
+                kept_mean.value, kept_variance.value = mean, variance
+        else:
+            mean, variance = kept_mean.value, kept_variance.value
+        return (inputs - mean) * (jax.lax.rsqrt(variance + self.epsilon) * scale) + bias

@@ -1,0 +1,134 @@
+"""Pictures of a run. matplotlib is imported when one is drawn."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmeta.base import Episode
+
+GOOD, BAD, TRUTH = "#2a7f3f", "#b3261e", "#444444"
+
+
+def _figure(width: float, height: float):
+    # The object interface: pyplot keeps figures alive and wants a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plot_curves(path: Path, rows: list[dict[str, Any]], metric: str) -> None:
+    """Draw loss and metric against the outer step, training as a line and validation as dots.
+
+    Args:
+      path: Where to write the PNG.
+      rows: Rows of `metrics.jsonl`.
+      metric: "accuracy" or "mse".
+    """
+    names = ["loss"] if metric == "mse" else ["loss", metric]
+    figure = _figure(5.5 * len(names), 3.6)
+    for axes, name in zip(np.ravel(figure.subplots(1, len(names))), names, strict=True):
+        train = [(row["step"], row[name]) for row in rows if name in row]
+        valid = [row for row in rows if f"validation_{name}" in row]
+        if train:
+            steps, values = np.array(train).T
+            axes.plot(steps, values, color="#9db7d5", linewidth=0.8, label="training tasks")
+            if len(values) >= 20:
+                width = len(values) // 20
+                smooth = np.convolve(values, np.ones(width) / width, "valid")
+                middle = steps[(width - 1) // 2 :][: len(smooth)]
+                axes.plot(middle, smooth, color="#1f4e8c", linewidth=1.6, label="training, smoothed")
+        if valid:
+            axes.errorbar(
+                [row["step"] for row in valid],
+                [row[f"validation_{name}"] for row in valid],
+                [row[f"validation_{name}_ci95"] for row in valid],
+                fmt="o",
+                color="#d9730d",
+                markersize=4,
+                capsize=2,
+                label="validation, 95 % interval",
+            )
+        axes.set_xlabel("outer step")
+        axes.set_ylabel("mean squared error" if metric == "mse" else f"query {name}")
+        if name == "loss":
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def plot_image_episode(path: Path, episode: Episode, outputs: np.ndarray, title: str) -> None:
+    """Draw one task: its support images above, its query images with predicted and true class below.
+
+    Args:
+      path: Where to write the PNG.
+      episode: One task of images.
+      outputs: Logits of the query set `[queries, ways]`.
+      title: Above the picture.
+    """
+    support, query = episode
+    ways = outputs.shape[-1]
+    shown_ways, columns = min(ways, 10), 8
+    support_rows = [np.flatnonzero(np.asarray(support.targets) == way)[:columns] for way in range(shown_ways)]
+    query_rows = [np.flatnonzero(np.asarray(query.targets) == way)[:columns] for way in range(shown_ways)]
+    widths = [max(len(row) for row in support_rows), max(len(row) for row in query_rows)]
+    predicted = np.argmax(outputs, -1)
+    figure = _figure(0.95 * (sum(widths) + 1.2), 1.12 * shown_ways + 0.7)
+    figure.suptitle(title, fontsize=10)
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=widths, wspace=0.03)[0]
+    left.suptitle("support", fontsize=9)
+    right.suptitle("query: predicted (true)", fontsize=9)
+    for part, rows, batch, width in ((left, support_rows, support, widths[0]), (right, query_rows, query, widths[1])):
+        grid = part.subplots(shown_ways, width, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for way, row in enumerate(rows):
+            for column, index in enumerate(row):
+                axes = grid[way, column]
+                image = np.asarray(batch.inputs[index])
+                axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
+                if part is left:
+                    axes.set_title(f"class {way}", fontsize=8, color=TRUTH)
+                else:
+                    right_one = predicted[index] == way
+                    text = f"{predicted[index]} ({way})"
+                    axes.set_title(text, fontsize=8, color=GOOD if right_one else BAD)
+    figure.savefig(path, dpi=110)
+
+
+def plot_regression_episode(
+    path: Path, episode: Episode, curves: dict[str, tuple[np.ndarray, np.ndarray]], title: str
+) -> None:
+    """Draw one regression task: its support points, its query points and predicted curves.
+
+    Args:
+      path: Where to write the PNG.
+      episode: One task with inputs and targets `[points, 1]`.
+      curves: Lines to draw by label, each inputs and outputs `[points]`.
+      title: Above the picture.
+    """
+    figure = _figure(6.0, 3.8)
+    axes = figure.subplots()
+    order = np.argsort(np.asarray(episode.query.inputs)[:, 0])
+    axes.plot(
+        np.asarray(episode.query.inputs)[order, 0],
+        np.asarray(episode.query.targets)[order, 0],
+        color=TRUTH,
+        linewidth=1.2,
+        linestyle=":",
+        label="truth",
+    )
+    for (label, (inputs, outputs)), color in zip(curves.items(), ("#9db7d5", "#d9730d", GOOD, BAD), strict=False):
+        order = np.argsort(inputs)
+        axes.plot(inputs[order], outputs[order], color=color, linewidth=1.6, label=label)
+    axes.scatter(episode.support.inputs[:, 0], episode.support.targets[:, 0], color="black", zorder=3, label="support")
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("x")
+    axes.set_ylabel("y")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,206 @@
+"""A run: train into a folder, resume it, evaluate it."""
+
+import contextlib
+import dataclasses
+import json
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmeta import checkpoint
+from jaxmeta.base import TrainState
+from jaxmeta.config import Config, to_json
+from jaxmeta.folder import open_log, read_config, refuse_existing, truncate_rows, write_atomically, write_config
+from jaxmeta.report import Reporter
+from jaxmeta.train import fit, init_train_state
+from jaxmeta.workspace import Workspace, draw, evaluation_key, judge, open_workspace
+
+# The score of a checkpoint that was saved before its first validation: never the best.
+NOT_VALIDATED = -1e30
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has saved its state."""
+
+
+def train_run(config: Config, out: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Train into a folder, or go on where a run there stopped; then judge the best checkpoint.
+
+    Args:
+      config: A checked configuration.
+      out: The run's folder.
+      resume: Continue the run that is there.
+
+    Returns:
+      The result, as `jaxmeta train` prints it.
+
+    Raises:
+      ConfigError: if the folder exists (or, to resume, does not), or the numbers do not fit the data.
+      DataError: if the data is missing or damaged.
+      FloatingPointError: if the loss is not finite; the last good checkpoint stays.
+      CheckpointError: if a checkpoint cannot be written.
+      Interrupted: after Ctrl-C, when the state is saved.
+    """
+    if not resume:
+        refuse_existing(out)
+    began = time.monotonic()
+    workspace = open_workspace(config)
+    config = workspace.config
+    key_init, key_train = jax.random.split(jax.random.key(config.seed))
+    make_state = partial(
+        init_train_state,
+        key_init,
+        workspace.parts.learner,
+        workspace.parts.optimizer,
+        workspace.sources["train"],
+        num_tasks=config.tasks,
+    )
+    train_state, said = _first_state(out, make_state, resume)
+    write_config(out, config)
+    with Reporter(config.steps, int(train_state.step)) as reporter, _stop_on_signal() as stop:
+        for line in said:
+            reporter.say(line)
+        try:
+            train_state = _train(out, workspace, train_state, key_train, reporter, stop)
+        except FloatingPointError as error:
+            good = checkpoint.checkpoint_steps(out / "checkpoints")
+            kept = f"The last good checkpoint is that of step {good[-1]}." if good else "There was no checkpoint yet."
+            raise FloatingPointError(f"{error} {kept}") from error
+        if stop["signal"]:
+            raise Interrupted(f"Stopped at step {int(train_state.step)}; the state is saved. Go on with --resume.")
+    restored = checkpoint.restore(out / "checkpoints", jax.eval_shape(make_state), best=True)
+    result = judge(workspace, restored.train_state, out, split="test")
+    draw(workspace, restored.train_state, out)
+    result["seconds"] = round(time.monotonic() - began, 1)
+    write_atomically(out / "result.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def evaluate_run(
+    out: Path,
+    *,
+    episodes: int | None = None,
+    inner_steps: int | None = None,
+    split: str = "test",
+    latest: bool = False,
+    data_dir: Path | None = None,
+) -> dict[str, Any]:
+    """Judge a run's best checkpoint on held-out tasks.
+
+    Args:
+      out: The run's folder.
+      episodes: Number of tasks; None for the run's own.
+      inner_steps: Inner steps; None for the run's own.
+      split: "test", "validation" or "train".
+      latest: Judge the latest checkpoint instead.
+      data_dir: Where the data is now; None for the run's own.
+
+    Returns:
+      The result, as `jaxmeta evaluate` prints it.
+
+    Raises:
+      ConfigError: if there is no run in the folder.
+      DataError: if the data is missing or damaged.
+      CheckpointError: if no checkpoint can be read.
+    """
+    config = read_config(out)
+    changes = {"eval_episodes": episodes, "eval_inner_steps": inner_steps, "data_dir": data_dir}
+    config = dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
+    workspace = open_workspace(config)
+    learner, optimizer = workspace.parts.learner, workspace.parts.optimizer
+    like = jax.eval_shape(
+        lambda: init_train_state(
+            jax.random.key(0), learner, optimizer, workspace.sources["train"], num_tasks=config.tasks
+        )
+    )
+    restored = checkpoint.restore(out / "checkpoints", like, best=not latest)
+    result = judge(workspace, restored.train_state, out, split=split)
+    return result | {"damaged_checkpoints": list(restored.damaged)}
+
+
+def _first_state(out: Path, make_state, resume: bool) -> tuple[TrainState, list[str]]:
+    """Make the state to begin from, and tell where it comes from."""
+    if not resume or not checkpoint.checkpoint_steps(out / "checkpoints"):
+        truncate_rows(out, 0)
+        return make_state(), ["resumed from step 0: there was no checkpoint yet"] if resume else []
+    restored = checkpoint.restore(out / "checkpoints", jax.eval_shape(make_state))
+    said = [f"checkpoint of step {step} is damaged and was passed over" for step in restored.damaged]
+    truncate_rows(out, restored.step)
+    return restored.train_state, [*said, f"resumed from step {restored.step}"]
+
+
+def _train(out: Path, workspace: Workspace, train_state, key, reporter: Reporter, stop: dict) -> TrainState:
+    """Run `fit` with logging, validation and checkpoints in its callback."""
+    config, headline = workspace.config, workspace.headline
+    directory = out / "checkpoints"
+    clock = {"last": time.monotonic()}
+
+    def save(train_state, score):
+        checkpoint.save(directory, train_state, score=score, meta={"config": to_json(config)})
+
+    def validate(train_state) -> float:
+        source, key = workspace.sources["validation"], evaluation_key("validation")
+        evaluation = workspace.evaluator(
+            train_state.meta_params, train_state.state, source, key, config.validation_episodes
+        )
+        row: dict[str, Any] = {"step": int(train_state.step)}
+        for name, estimate in evaluation.metrics.items():
+            row |= {f"validation_{name}": estimate.mean, f"validation_{name}_ci95": estimate.ci95}
+        log(row)
+        value = evaluation.metrics[headline]
+        reporter.say(f"step {row['step']}  validation {headline} {value.mean:.4f} +- {value.ci95:.4f}")
+        return value.mean if headline == "accuracy" else -value.mean
+
+    def callback(train_state, metrics):
+        now, step = time.monotonic(), int(train_state.step)
+        length = len(metrics["loss"])
+        rate = length * config.tasks / (now - clock["last"])
+        row = {name: float(np.mean(values)) for name, values in jax.device_get(metrics).items() if name != "nonfinite"}
+        log({"step": step, **row, "tasks_per_second": round(rate, 2)})
+        reporter.update(step, f"{rate:.0f} tasks/s  loss {row['loss']:.4f}  {headline} {row[headline]:.4f}")
+        due = step // config.checkpoint_every > (step - length) // config.checkpoint_every
+        if due or step == config.steps:
+            save(train_state, validate(train_state))
+        elif stop["signal"]:
+            save(train_state, NOT_VALIDATED)
+        clock["last"] = time.monotonic()
+        return stop["signal"] is not None
+
+    with open_log(out, config.tensorboard) as log:
+        return fit(
+            workspace.parts.train_step,
+            train_state,
+            workspace.sources["train"],
+            key,
+            num_tasks=config.tasks,
+            num_steps=config.steps,
+            steps_per_call=config.log_every,
+            callback=callback,
+        )
+
+
+@contextlib.contextmanager
+def _stop_on_signal():
+    """Turn Ctrl-C and SIGTERM into a flag: between two dispatches the state is whole, within one it is not."""
+    stop: dict[str, Any] = {"signal": None}
+
+    def handle(number, frame):
+        if stop["signal"] is not None:
+            raise KeyboardInterrupt
+        stop["signal"] = number
+
+    previous = {}
+    # Python allows handlers in the main thread only; elsewhere signals stay as they are.
+    with contextlib.suppress(ValueError):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

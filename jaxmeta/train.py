@@ -1,0 +1,220 @@
+"""Meta-training: one pure step, and the loop that runs it."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta.base import Episode, Estimator, Key, MetaLearner, Metrics, TrainState, check_episode
+from jaxmeta.data import TaskSource, task_keys
+from jaxmeta.metagrad import exact
+
+TrainStep = Callable[[TrainState, Episode, Key], tuple[TrainState, Metrics]]
+
+
+def init_train_state(
+    key: Key,
+    learner: MetaLearner,
+    optimizer: optax.GradientTransformation,
+    source: TaskSource,
+    *,
+    num_tasks: int,
+    estimator: Estimator | None = None,
+) -> TrainState:
+    """Make the state before the first outer step.
+
+    Args:
+      key: Source of randomness.
+      learner: The algorithm.
+      optimizer: The outer optimiser.
+      source: Where tasks come from; one batch is drawn for its shapes.
+      num_tasks: Tasks in a step.
+      estimator: As given to `make_train_step`.
+
+    Returns:
+      A `TrainState` at step 0.
+
+    Example:
+      >>> import jax, optax
+      >>> from jaxmeta import CRITERIA, EpisodeSpec, load_sinusoid, maml, mlp, task_source
+      >>> learner = maml(mlp(1), inner_optimizer=optax.sgd(0.01), criterion=CRITERIA["regression"])
+      >>> source = task_source(load_sinusoid(), "train", EpisodeSpec(1, 10, 10))
+      >>> int(init_train_state(jax.random.key(0), learner, optax.adam(1e-3), source, num_tasks=4).step)
+      0
+    """
+    estimator = exact() if estimator is None else estimator
+    key_sample, key_init, key_estimator = jax.random.split(key, 3)
+    episodes = source.sample(key_sample, source.pool, source.spec, num_tasks)
+    meta_params, state = learner.init(key_init, jax.tree.map(lambda leaf: leaf[0], episodes.support.inputs))
+    estimator_state = estimator.init(key_estimator, learner, meta_params, state, episodes)
+    return TrainState(jnp.int32(0), meta_params, state, optimizer.init(meta_params), estimator_state)
+
+
+def make_train_step(
+    learner: MetaLearner,
+    optimizer: optax.GradientTransformation,
+    *,
+    estimator: Estimator | None = None,
+    task_chunk: int | None = None,
+) -> TrainStep:
+    """Make one outer step: `theta <- theta + update(mean over tasks of grad_theta loss)`.
+
+    The step is pure and not jitted, so that it can be scanned, mapped over seeds or timed.
+
+    Args:
+      learner: The algorithm.
+      optimizer: The outer optimiser.
+      estimator: How the gradient is taken; `exact()` if None.
+      task_chunk: Tasks computed at once, a divisor of the tasks in a step; all if None. The
+        chunks are scanned and their gradients added, so that memory is that of one chunk.
+
+    Returns:
+      `train_step(train_state, episodes, key) -> train_state, metrics`. Episodes have a
+      leading task axis. Metrics are the learner's averaged over tasks, and `grad_norm`
+      and `nonfinite` (1 when the loss or the gradient is not a finite number).
+
+    Raises:
+      ValueError: at trace time, for episodes that do not fit or a chunk that does not divide.
+
+    Example:
+      >>> import jax, optax
+      >>> from jaxmeta import CRITERIA, EpisodeSpec, load_sinusoid, maml, mlp, task_source
+      >>> learner = maml(mlp(1), inner_optimizer=optax.sgd(0.01), criterion=CRITERIA["regression"])
+      >>> source = task_source(load_sinusoid(), "train", EpisodeSpec(1, 10, 10))
+      >>> key, optimizer = jax.random.key(0), optax.adam(1e-3)
+      >>> train_state = init_train_state(key, learner, optimizer, source, num_tasks=4)
+      >>> train_step = make_train_step(learner, optimizer, task_chunk=2)
+      >>> episodes = source.sample(key, source.pool, source.spec, 4)
+      >>> train_state, metrics = jax.jit(train_step)(train_state, episodes, key)
+      >>> int(train_state.step), sorted(metrics)
+      (1, ['grad_norm', 'loss', 'mse', 'nonfinite'])
+    """
+    estimator = exact() if estimator is None else estimator
+
+    def train_step(train_state: TrainState, episodes: Episode, key: Key):
+        check_episode(episodes, num_task_axes=1)
+        step, meta_params, state, opt_state, estimator_state = train_state
+        num_tasks = episodes.support.inputs.shape[0]
+        keys = task_keys(key, num_tasks)
+
+        def of_chunk(estimator_state, episodes, keys):
+            value, grads, estimator_state = estimator.value_and_grad(
+                learner, meta_params, state, estimator_state, episodes, keys, step
+            )
+            return (value, grads), estimator_state
+
+        of_step = of_chunk
+        if task_chunk is not None and task_chunk != num_tasks:
+            of_step = _over_chunks(of_chunk, num_tasks, task_chunk)
+        ((loss, (state, metrics)), grads), estimator_state = of_step(estimator_state, episodes, keys)
+        updates, opt_state = optimizer.update(grads, opt_state, meta_params)
+        meta_params = optax.apply_updates(meta_params, updates)
+        grad_norm = optax.tree.norm(grads)
+        nonfinite = 1.0 - jnp.isfinite(loss + grad_norm)
+        metrics = {**metrics, "loss": loss, "grad_norm": grad_norm, "nonfinite": nonfinite}
+        return TrainState(step + 1, meta_params, state, opt_state, estimator_state), metrics
+
+    return train_step
+
+
+def _over_chunks(of_chunk, num_tasks: int, task_chunk: int):
+    """Scan a function over chunks of tasks and average what it returns.
+
+    The gradient is taken inside of the scan: differentiating the scan would keep
+    the activations of every chunk.
+    """
+    if task_chunk < 1 or num_tasks % task_chunk:
+        raise ValueError(
+            f"task_chunk={task_chunk} does not divide the {num_tasks} tasks of a step. Use a divisor of {num_tasks}."
+        )
+    num_chunks = num_tasks // task_chunk
+
+    def over_chunks(*per_task):
+        chunks = jax.tree.map(lambda leaf: leaf.reshape(num_chunks, task_chunk, *leaf.shape[1:]), per_task)
+        shapes = jax.eval_shape(of_chunk, *jax.tree.map(lambda leaf: leaf[0], chunks))[0]
+        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+
+        def body(total, chunk):
+            value, estimator_state = of_chunk(*chunk)
+            return jax.tree.map(jnp.add, total, value), estimator_state
+
+        total, estimator_state = jax.lax.scan(body, zeros, chunks)
+        mean = jax.tree.map(lambda leaf: leaf / num_chunks, total)
+        return mean, jax.tree.map(lambda leaf: leaf.reshape(num_tasks, *leaf.shape[2:]), estimator_state)
+
+    return over_chunks
+
+
+def fit(
+    train_step: TrainStep,
+    train_state: TrainState,
+    source: TaskSource,
+    key: Key,
+    *,
+    num_tasks: int,
+    num_steps: int,
+    steps_per_call: int = 10,
+    callback: Callable[[TrainState, Metrics], bool | None] | None = None,
+) -> TrainState:
+    """Run outer steps on the device until the state's step is `num_steps`.
+
+    Step t draws its tasks and its noise from `fold_in(key, t)`: a state that was saved and
+    restored goes on exactly as if it had never stopped. The state handed in is donated: do
+    not use it again.
+
+    Args:
+      train_step: From `make_train_step`.
+      train_state: Where to begin.
+      source: Where tasks come from.
+      key: Source of all randomness.
+      num_tasks: Tasks in a step.
+      num_steps: The step to stop at, counted from the very first one.
+      steps_per_call: Steps in one dispatch, between two calls of the callback.
+      callback: `(train_state, metrics) -> stop`; metrics are the last dispatch's, leaves
+        `[steps]`. Return True to stop. It must not keep the state (copy it instead).
+
+    Returns:
+      The last `TrainState`.
+
+    Raises:
+      FloatingPointError: names the first step whose loss or gradient is not finite; the
+        callback has not seen the state it spoilt.
+
+    Example:
+      >>> import jax, optax
+      >>> from jaxmeta import CRITERIA, EpisodeSpec, load_sinusoid, maml, mlp, task_source
+      >>> learner = maml(mlp(1), inner_optimizer=optax.sgd(0.01), criterion=CRITERIA["regression"])
+      >>> source = task_source(load_sinusoid(), "train", EpisodeSpec(1, 10, 10))
+      >>> key, optimizer = jax.random.key(0), optax.adam(1e-3)
+      >>> train_state = init_train_state(key, learner, optimizer, source, num_tasks=4)
+      >>> train_step = make_train_step(learner, optimizer)
+      >>> int(fit(train_step, train_state, source, key, num_tasks=4, num_steps=30).step)
+      30
+    """
+
+    @partial(jax.jit, static_argnames="length", donate_argnums=0)
+    def run(train_state, pool, length):
+        def body(train_state, _):
+            key_sample, key_step = jax.random.split(jax.random.fold_in(key, train_state.step))
+            episodes = source.sample(key_sample, pool, source.spec, num_tasks)
+            return train_step(train_state, episodes, key_step)
+
+        return jax.lax.scan(body, train_state, length=length)
+
+    step = int(train_state.step)
+    while step < num_steps:
+        # Calls end at multiples of steps_per_call, also after a resume from between two.
+        length = min(steps_per_call - step % steps_per_call, num_steps - step)
+        train_state, metrics = run(train_state, source.pool, length)
+        bad = jax.device_get(metrics["nonfinite"]).argmax()
+        if metrics["nonfinite"][bad]:
+            raise FloatingPointError(
+                f"The loss or its gradient is not a finite number at step {step + int(bad) + 1}. "
+                "Try a smaller inner or outer learning rate."
+            )
+        step += length
+        if callback is not None and callback(train_state, metrics):
+            break
+    return train_state

@@ -1,0 +1,129 @@
+"""What a configuration stands for, in memory: the data, the learner, and how it is judged and drawn."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmeta import checkpoint, plots
+from jaxmeta.base import Evaluation, Key, TrainState
+from jaxmeta.config import Config, ConfigError, Parts, build, load_dataset, norm_in_use
+from jaxmeta.data import Dataset, EpisodeSpec, TaskSource, task_source
+from jaxmeta.evaluate import make_evaluator
+from jaxmeta.folder import read_rows
+from jaxmeta.plan import choose_task_chunk
+
+# Every run is judged on the same tasks, whatever seed it was trained with.
+EVALUATION_SEED = 20240229
+
+
+class Workspace(NamedTuple):
+    """A configuration with nothing left to choose, and its parts."""
+
+    config: Config
+    dataset: Dataset
+    parts: Parts
+    sources: dict[str, TaskSource]
+    evaluator: Callable[..., Evaluation]
+    headline: str
+    norm: str
+
+
+def open_workspace(config: Config) -> Workspace:
+    """Load a configuration's data and build its parts; nothing is written.
+
+    Args:
+      config: A checked configuration; a `task_chunk` of None is replaced by what suits the machine.
+
+    Returns:
+      The `Workspace`.
+
+    Raises:
+      ConfigError: if the episodes do not fit the data.
+      DataError: if the data is missing or damaged.
+    """
+    dataset = load_dataset(config)
+    train_spec = EpisodeSpec(config.ways, config.shots, config.queries)
+    eval_spec = train_spec._replace(queries=config.eval_queries)
+    specs = {"train": train_spec, "validation": eval_spec, "test": eval_spec}
+    try:
+        sources = {split: task_source(dataset, split, spec) for split, spec in specs.items()}
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    episode = jax.eval_shape(lambda: _one_task(sources["train"]))
+    if config.task_chunk is None:
+        inputs_per_task = episode.support.inputs.size + episode.query.inputs.size
+        config = dataclasses.replace(config, task_chunk=choose_task_chunk(config.tasks, inputs_per_task))
+    parts = build(config, dataset)
+    evaluator = make_evaluator(
+        parts.learner, parts.criterion, num_steps=config.eval_inner_steps, task_chunk=config.task_chunk or 1
+    )
+    headline = next(iter(parts.criterion.metrics))
+    norm = norm_in_use(parts, config, episode.support.inputs)
+    return Workspace(config, dataset, parts, sources, evaluator, headline, norm)
+
+
+def judge(workspace: Workspace, train_state: TrainState, out: Path, *, split: str) -> dict[str, Any]:
+    """Evaluate on the tasks of a split and describe the setting beside the number."""
+    config, source = workspace.config, workspace.sources[split]
+    source = source._replace(spec=workspace.sources["test"].spec)
+    evaluation = workspace.evaluator(
+        train_state.meta_params, train_state.state, source, evaluation_key(split), config.eval_episodes
+    )
+    estimate = evaluation.metrics[workspace.headline]
+    described = ("dataset", "algorithm", "metagrad", "model", "ways", "shots", "inner_steps", "eval_inner_steps")
+    return {
+        workspace.headline: estimate.mean,
+        "ci95": estimate.ci95,
+        "episodes": evaluation.num_tasks,
+        "split": split,
+        **{name: getattr(config, name) for name in described},
+        "queries": config.eval_queries,
+        "norm": workspace.norm,
+        "steps": checkpoint.checkpoint_steps(out / "checkpoints")[-1],
+        "checkpoint_step": int(train_state.step),
+        "seed": config.seed,
+        "run": str(out),
+    }
+
+
+def evaluation_key(split: str) -> Key:
+    """Give the key of a split's evaluation tasks."""
+    return jax.random.fold_in(jax.random.key(EVALUATION_SEED), ("train", "validation", "test").index(split))
+
+
+def _one_task(source: TaskSource, key=None):
+    key = jax.random.key(0) if key is None else key
+    return jax.tree.map(lambda leaf: leaf[0], source.sample(key, source.pool, source.spec, 1))
+
+
+def draw(workspace: Workspace, train_state: TrainState, out: Path) -> None:
+    """Draw the curves and one test episode."""
+    plots.plot_curves(out / "curves.png", read_rows(out / "metrics.jsonl"), workspace.headline)
+    config, learner = workspace.config, workspace.parts.learner
+    key = evaluation_key("test")
+    episode = _one_task(workspace.sources["test"], key)
+    meta_params, state = train_state.meta_params, train_state.state
+
+    # Compiled as one: step by step, hundreds of small programs would be compiled.
+    @partial(jax.jit, static_argnums=0)
+    def predict(num_steps, batch):
+        adapted = learner.adapt(meta_params, state, episode.support, key, num_steps=num_steps)
+        return learner.predict(adapted, batch, key)
+
+    steps = config.eval_inner_steps
+    title = f"{config.dataset}, {config.algorithm}, {config.shots} shot, {steps} inner steps, one test task"
+    if workspace.dataset.kind == "classification":
+        plots.plot_image_episode(out / "episode.png", episode, np.asarray(predict(steps, episode.query)), title)
+        return
+    grid = jnp.linspace(-5.0, 5.0, 201)[:, None]
+    batch = episode.query._replace(inputs=grid, targets=grid, weights=jnp.ones(201))
+    curves = {
+        f"{n} inner steps": (np.asarray(grid)[:, 0], np.asarray(predict(n, batch))[:, 0]) for n in sorted({0, steps})
+    }
+    plots.plot_regression_episode(out / "episode.png", episode, curves, title)

@@ -1,0 +1,69 @@
+"""Shared fixtures. Compiled programs are kept between runs; nothing here needs a network."""
+
+import os
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+# Set before JAX is imported, and inherited by the command lines that tests start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPO / ".pytest_cache" / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAXMETA_CACHE", str(REPO / ".pytest_cache" / "data"))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import flax.linen as nn  # noqa: E402
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from jaxmeta import ClassPool, EpisodeSpec, TaskSource, from_linen, sample_episodes  # noqa: E402
+from jaxmeta.nn import BatchNorm, Conv, max_pool_2x2  # noqa: E402
+
+
+class TinyBody(nn.Module):
+    """One block of conv4: everything that it is made of, at a fraction of the compilation."""
+
+    @nn.compact
+    def __call__(self, inputs, train, weights=None):
+        hidden = BatchNorm()(Conv(4, strides=2, use_bias=False)(inputs), train=train, weights=weights)
+        return max_pool_2x2(nn.relu(hidden)).mean((1, 2))
+
+
+def tiny_model():
+    """A three-way classifier of 16x16 images."""
+    return from_linen(TinyBody(), nn.Dense(3))
+
+
+@pytest.fixture
+def x64():
+    """Compute in float64 for one test."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data beside the checkout; tests that need it skip without it."""
+    path = Path(os.environ.get("JAXMETA_SHARED", REPO.parent / "shared"))
+    if not (path / "data").is_dir():
+        pytest.skip(f"no real data: {path / 'data'} is missing (set JAXMETA_SHARED)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def pool() -> ClassPool:
+    """Twelve classes of six to ten 16x16 images: a coarse pattern for the class, noise for the image."""
+    rng = np.random.default_rng(0)
+    patterns = rng.integers(20, 200, [12, 1, 4, 4, 1]).repeat(4, 2).repeat(4, 3)
+    images = (patterns + rng.integers(-15, 55, [12, 10, 16, 16, 1])).astype(np.uint8)
+    counts = np.arange(12, dtype=np.int32) % 5 + 6
+    for images_of_class, count in zip(images, counts, strict=True):
+        images_of_class[count:] = 0
+    return ClassPool(images, counts)
+
+
+@pytest.fixture(scope="session")
+def source(pool) -> TaskSource:
+    """A source of 3-way 2-shot tasks with 2 queries."""
+    return TaskSource(sample_episodes, jax.tree.map(jnp.asarray, pool), EpisodeSpec(3, 2, 2))

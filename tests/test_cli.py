@@ -1,0 +1,264 @@
+"""The command line as a person meets it: results, files, exit codes, interruptions."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from jaxmeta import DATASETS, METAGRADS, MODELS
+from jaxmeta.cli import main
+from jaxmeta.config import DEFAULT_PRESETS, PRESETS, Config, check_config
+
+SINUSOID = ["--dataset", "sinusoid", "--tasks", "4", "--log-every", "5", "--checkpoint-every", "5"]
+SINUSOID += ["--eval-episodes", "20", "--validation-episodes", "10"]
+OPTIONS = (
+    "dataset algorithm metagrad ways shots queries inner-steps eval-inner-steps inner-lr outer-lr tasks steps seed"
+)
+OPTIONS += " norm data-dir out resume"
+
+
+def command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "jaxmeta", *map(str, arguments)], capture_output=True, text=True, **options
+    )
+
+
+def last_json(text):
+    return json.loads(text.strip().splitlines()[-1])
+
+
+def rows(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def arrays(run, step):
+    """Every array of a checkpoint, read without our own code."""
+    tree = ocp.StandardCheckpointer().restore((run / "checkpoints" / str(step) / "state").absolute())
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def test_train_leaves_a_whole_run_folder(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", *SINUSOID, "--steps", "20", "--out", str(run), "--tensorboard"]) == 0
+    result = last_json(capsys.readouterr().out)
+    assert result["episodes"] == 20 and result["run"] == str(run) and result["norm"] == "none"
+    assert {"mse", "ci95", "ways", "shots", "dataset", "algorithm", "metagrad", "norm", "steps"} <= set(result)
+    assert json.loads((run / "result.json").read_text()) == result
+    for name in ("config.json", "curves.png", "episode.png"):
+        assert (run / name).stat().st_size > 0
+    steps = [row["step"] for row in rows(run) if "loss" in row]
+    assert steps == [5, 10, 15, 20]
+    assert list((run / "tensorboard").iterdir())
+    # The same numbers again, and another number of steps and tasks.
+    assert main(["evaluate", str(run)]) == 0
+    assert last_json(capsys.readouterr().out)["mse"] == pytest.approx(result["mse"], rel=1e-5)
+    assert main(["evaluate", str(run), "--episodes", "7", "--eval-inner-steps", "0"]) == 0
+    other = last_json(capsys.readouterr().out)
+    assert other["episodes"] == 7 and other["mse"] != result["mse"]
+
+
+def test_classification_run_on_glyphs(tmp_path, capsys):
+    run = tmp_path / "run"
+    small = ["--filters", "4", "--tasks", "4", "--steps", "10", "--eval-episodes", "20", "--validation-episodes", "8"]
+    assert main(["train", "glyphs-maml-5w1s", *small, "--norm", "inductive", "--out", str(run)]) == 0
+    result = last_json(capsys.readouterr().out)
+    assert 0.15 < result["accuracy"] <= 1 and 0 < result["ci95"] < 1
+    assert (result["ways"], result["shots"], result["dataset"], result["norm"]) == (5, 1, "glyphs", "inductive")
+    assert (run / "episode.png").stat().st_size > 5000
+
+
+def test_resume_is_exact(tmp_path, capsys):
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    constant = [*SINUSOID, "--outer-schedule", "constant"]
+    assert main(["train", *constant, "--steps", "10", "--out", str(whole)]) == 0
+    assert main(["train", *constant, "--steps", "5", "--out", str(half)]) == 0
+    assert main(["train", "--resume", "--out", str(half), "--steps", "10"]) == 0
+    assert "resumed from step 5" in capsys.readouterr().err
+    one, other = arrays(whole, 10), arrays(half, 10)
+    assert len(one) == len(other) > 10
+    assert all((a == b).all() for a, b in zip(one, other, strict=True))
+    assert [row["step"] for row in rows(half)] == [row["step"] for row in rows(whole)]
+
+
+def start(run, steps=100000):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxmeta", "train", *SINUSOID, "--steps", str(steps), "--out", str(run)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list((run / "checkpoints").glob("[0-9]*")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+    return process
+
+
+def test_kill_and_resume(tmp_path):
+    run = tmp_path / "run"
+    process = start(run)
+    time.sleep(0.3)
+    process.kill()
+    process.communicate()
+    # A row cut off in the middle, as a kill may leave it.
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 99')
+    shutil.copytree(run, tmp_path / "before")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxmeta", "train", "--resume", "--out", str(run)], stderr=subprocess.PIPE, text=True
+    )
+    said = process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert said.startswith("resumed from step ")
+    steps = [row["step"] for row in rows(run) if "loss" in row]
+    assert steps == sorted(set(steps))
+
+
+def test_interrupt_saves_and_leaves_with_130(tmp_path):
+    run = tmp_path / "run"
+    process = start(run)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and out == ""
+    stopped = int(err.split("Stopped at step ")[1].split(";")[0])
+    assert stopped in [int(path.name) for path in (run / "checkpoints").glob("[0-9]*")]
+    assert "Traceback" not in err
+
+
+def test_full_disk_keeps_the_last_checkpoint(tmp_path):
+    """A limit on the size of a file stands in for a full disk: writing fails in the middle of a checkpoint."""
+    run = tmp_path / "run"
+    assert command("train", *SINUSOID, "--steps", "5", "--outer-schedule", "constant", "--out", run).returncode == 0
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    result = command("train", "--resume", "--out", run, "--steps", "10", preexec_fn=limit, env=environment)
+    # The storage layer's threads add lines of their own here, which they do not on a disk that is full.
+    assert result.returncode == 1 and result.stdout == ""
+    assert "jaxmeta: The checkpoint of step 10 could not be written" in result.stderr
+    again = command("train", "--resume", "--out", run, "--steps", "10")
+    assert again.returncode == 0 and "resumed from step 5" in again.stderr
+
+
+def test_full_disk_is_noticed_before_writing(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    monkeypatch.setattr("jaxmeta.checkpoint.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert main(["train", *SINUSOID, "--steps", "5", "--out", str(run)]) == 1
+    error = capsys.readouterr().err
+    assert "The checkpoint of step 5 needs 0." in error and "where 0.0 MB are free" in error
+    assert "Traceback" not in error and not list((run / "checkpoints").glob("*"))
+
+
+def test_nonfinite_loss_stops_and_keeps_the_checkpoint(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", *SINUSOID, "--steps", "50", "--outer-lr", "1e30", "--out", str(run)]) == 1
+    error = capsys.readouterr().err
+    assert "not a finite number at step" in error and "learning rate" in error
+    assert all("NaN" not in line for line in (run / "metrics.jsonl").read_text().splitlines())
+
+
+def test_damaged_checkpoint_is_passed_over(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", *SINUSOID, "--steps", "10", "--outer-schedule", "constant", "--out", str(run)]) == 0
+    for path in (run / "checkpoints" / "10" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    assert main(["train", "--resume", "--out", str(run)]) == 0
+    assert "checkpoint of step 10 is damaged and was passed over\nresumed from step 5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "usage: jaxmeta"),
+        (["trian"], "Did you mean 'train'?"),
+        (["train", "--dataset", "omniglt"], "Unknown dataset 'omniglt'. Did you mean 'omniglot'?"),
+        (["train", "glyphs-maml-5w1"], "Did you mean 'glyphs-maml-5w1s'?"),
+        (["train", "--algorithm", "mam"], "Unknown algorithm 'mam'. Did you mean 'maml'?"),
+        (["train", "--metagrad", "first-order"], "Did you mean 'first_order'?"),
+        (["train", "--datset", "glyphs"], "--dataset"),
+        (["train", "--ways", "five"], "five"),
+        (["train", "--ways", "0"], "--ways must be at least 1; given 0"),
+        (["train", "--inner-lr", "-1"], "--inner-lr must be a positive number; given -1"),
+        (["train", "--outer-lr", "nan"], "--outer-lr must be a positive number; given nan"),
+        (["train", "--ways", "9999"], "9999 ways were asked for"),
+        (["train", "--shots", "15", "--eval-queries", "15"], "15 shots + 15 queries were asked for"),
+        (["train", "--task-chunk", "5"], "--task-chunk must divide --tasks"),
+        (["train", "--dataset", "omniglot", "--data-dir", "/no/such/folder"], "/no/such/folder"),
+        (["train", "--resume"], "--resume needs --out"),
+        (["train", "--resume", "--out", "nowhere"], "There is no run in nowhere"),
+        (["evaluate", "nowhere"], "There is no run in nowhere"),
+        (["evaluate"], "RUN"),
+        (["list", "datasets"], "takes no options"),
+    ],
+)
+def test_bad_input_is_refused_with_2_and_nothing_written(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    said = capsys.readouterr()
+    assert code == 2
+    assert message in " ".join((said.err + said.out).split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_run_is_never_overwritten(tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "notes.txt").write_text("mine")
+    assert main(["train", *SINUSOID, "--out", str(run)]) == 2
+    assert f"The run folder {run} exists" in capsys.readouterr().err
+    assert [path.name for path in run.iterdir()] == ["notes.txt"]
+
+
+def test_a_run_is_not_continued_with_other_settings(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", *SINUSOID, "--steps", "5", "--out", str(run)]) == 0
+    assert main(["train", "--resume", "--out", str(run), "--inner-lr", "0.5"]) == 2
+    assert "--inner-lr 0.01 -> 0.5" in capsys.readouterr().err
+    assert main(["train", "--resume", "--out", str(run), "--steps", "10"]) == 2
+    assert "--outer-schedule is cosine" in capsys.readouterr().err
+
+
+def test_help_explains_every_option_with_its_default():
+    text = command("train", "--help").stdout
+    for name in OPTIONS.split():
+        assert f"--{name} " in text or f"--{name}," in text, name
+    # Every option has a line "(default: ...)".
+    words = " ".join(text.replace("│", " ").split())
+    assert words.count("(default:") >= len(OPTIONS.split())
+    assert "--episodes" in command("evaluate", "--help").stdout
+
+
+def test_list_names_every_row():
+    text = command("list").stdout
+    for table in (DATASETS, METAGRADS, MODELS, PRESETS):
+        assert all(name in text for name in table)
+
+
+def test_a_closed_pipe_is_no_crash():
+    result = subprocess.run(f"{sys.executable} -m jaxmeta list | head -c 1", shell=True, capture_output=True, text=True)
+    assert "Traceback" not in result.stderr and "Exception" not in result.stderr
+
+
+def test_every_preset_is_valid_and_every_dataset_has_one():
+    for preset in PRESETS.values():
+        check_config(preset)
+    assert set(DEFAULT_PRESETS) == set(DATASETS)
+    assert PRESETS["glyphs-maml-5w1s"] == Config()

@@ -1,0 +1,83 @@
+"""What is written runs: docstring examples, README blocks, and every public name is documented."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxmeta
+
+REPO = Path(__file__).resolve().parents[1]
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(jaxmeta.__path__, "jaxmeta.")
+    if not module.name.endswith(("__main__", "omniglot_builder"))
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name):
+    results = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert results.failed == 0
+
+
+def public_functions():
+    for name in jaxmeta.__all__:
+        value = getattr(jaxmeta, name)
+        if inspect.isfunction(value):
+            yield name, value
+
+
+@pytest.mark.parametrize(("name", "function"), list(public_functions()))
+def test_public_functions_are_documented(name, function):
+    documentation = inspect.getdoc(function) or ""
+    assert "Args:" in documentation or not inspect.signature(function).parameters
+    assert "Example:" in documentation and ">>>" in documentation
+    for parameter in inspect.signature(function).parameters.values():
+        assert re.search(rf"\b{parameter.name}\b", documentation), f"{name} does not explain {parameter.name}"
+
+
+def readme_blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
+
+
+def test_python_blocks_of_the_readme_run():
+    blocks = readme_blocks("python")
+    assert blocks
+    for block in blocks:
+        result = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.strip()
+
+
+def test_the_two_set_up_lines_stand_first_and_alone():
+    train, test = readme_blocks("bash")[:2]
+    for line in (train, test):
+        assert len(line.strip().splitlines()) == 1 and "python3 -m venv" in line and "pip install" in line
+    assert "jaxmeta train" in train and "pytest" in test
+    assert test.strip() in (REPO / ".ci" / "run").read_text()
+    # Syntax: the shell accepts both.
+    subprocess.run(["bash", "-n", "-c", train + test], check=True)
+
+
+def test_command_lines_in_the_readme_parse():
+    """Each `jaxmeta ...` line beyond the first two blocks names options that exist."""
+    helps = {
+        command: subprocess.run(
+            [sys.executable, "-m", "jaxmeta", command, "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        for command in ("train", "evaluate", "list")
+    }
+    lines = [line for block in readme_blocks("bash")[2:] for line in block.splitlines() if line.startswith("jaxmeta ")]
+    assert lines
+    for line in lines:
+        _, command, *words = line.split("#")[0].split()
+        for word in words:
+            if word.startswith("--"):
+                assert word.split("=")[0] in helps[command], f"{line}: {word}"

@@ -1,0 +1,75 @@
+"""Means and intervals over tasks, and evaluation on tasks that do not depend on how it is run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from conftest import tiny_model
+from jaxmeta import CRITERIA, estimate, evaluate, load_sinusoid, make_evaluator, maml, mlp, task_source
+from jaxmeta.data import EpisodeSpec
+
+
+def test_interval_by_hand():
+    """Mean 2, s = 1, n = 3, t_{0.975, 2} = 4.3027."""
+    result = estimate([1.0, 2.0, 3.0])
+    assert result.mean == 2.0
+    np.testing.assert_allclose(result.ci95, 4.3027 / np.sqrt(3), rtol=1e-4)
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    """Skewed per-task accuracies, as real ones are: k of 15 queries right with a Beta-distributed chance."""
+    rng, truth, covered, rounds = np.random.default_rng(0), 9 / 10, 0, 2000
+    for _ in range(rounds):
+        per_task = rng.binomial(15, rng.beta(9, 1, size=200)) / 15
+        result = estimate(per_task)
+        covered += abs(result.mean - truth) <= result.ci95
+    # 0.95 within four standard errors of the simulation (0.0049 each).
+    assert abs(covered / rounds - 0.95) < 4 * 0.0049
+
+
+def test_refuses_no_tasks():
+    with pytest.raises(ValueError, match=r"given shape \[0\]"):
+        estimate([])
+
+
+def test_same_tasks_whatever_the_chunk(source):
+    learner, criterion = maml(tiny_model(), inner_optimizer=optax.sgd(0.1)), CRITERIA["classification"]
+    meta_params, state = learner.init(jax.random.key(0), jnp.ones([2, 16, 16, 1]))
+    results = [
+        evaluate(
+            learner,
+            meta_params,
+            state,
+            source,
+            jax.random.key(1),
+            criterion=criterion,
+            num_tasks=10,
+            num_steps=2,
+            task_chunk=chunk,
+        ).metrics["loss"]
+        for chunk in (1, 4)
+    ]
+    assert len(results[0].per_task) == len(results[1].per_task) == 10
+    np.testing.assert_allclose(results[0].per_task, results[1].per_task, rtol=1e-4)
+    assert np.ptp(results[0].per_task) > 0
+
+
+def test_more_inner_steps_adapt_further():
+    """Judged on the support set itself, where every small step of descent must help."""
+    criterion = CRITERIA["regression"]
+    learner = maml(mlp(1), inner_optimizer=optax.sgd(0.001), criterion=criterion)
+    source = task_source(load_sinusoid(), "test", EpisodeSpec(1, 10, 10))
+
+    def sample(*args, **options):
+        episodes = source.sample(*args, **options)
+        return episodes._replace(query=episodes.support)
+
+    meta_params, state = learner.init(jax.random.key(0), jnp.ones([5, 1]))
+    means = []
+    for steps in (0, 1, 10):
+        evaluator = make_evaluator(learner, criterion, num_steps=steps, task_chunk=50)
+        result = evaluator(meta_params, state, source._replace(sample=sample), jax.random.key(1), 200)
+        means.append(result.metrics["mse"].mean)
+    assert means[0] > means[1] > means[2]

@@ -1,0 +1,94 @@
+"""Models and adapters: every row, and foreign networks, behave as the interface says."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxmeta import MODELS, conv4, from_function, from_linen, from_nnx, maml
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("shape", [(28, 28, 1), (84, 84, 3)])
+def test_every_model(name, shape):
+    model = MODELS[name](5)
+    inputs = jnp.ones([2, *shape])
+    params, state = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    assert set(params) == {"body", "head"}
+    features, _ = jax.eval_shape(lambda p, s: model.embed(p, s, inputs), params, state)
+    outputs, new_state = jax.eval_shape(lambda p, s: model.apply(p, s, inputs), params, state)
+    assert features.ndim == 2 and outputs.shape == (2, 5)
+    assert jax.tree.structure(new_state) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize(
+    ("shape", "downsample", "features"),
+    [((28, 28, 1), "pool", 64), ((84, 84, 3), "pool", 1600), ((28, 28, 1), "stride", 64)],
+)
+def test_conv4_sizes_of_the_papers(shape, downsample, features):
+    model = conv4(5, downsample=downsample)
+    inputs = jnp.ones([1, *shape])
+    params, state = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    assert params["head"]["kernel"].shape == (features, 5)
+
+
+def test_apply_is_the_head_of_embed():
+    model = conv4(5, filters=4)
+    inputs = jax.random.normal(jax.random.key(0), [3, 28, 28, 1])
+    params, state = model.init(jax.random.key(1), inputs)
+    features, _ = model.embed(params, state, inputs, train=True)
+    outputs, _ = model.apply(params, state, inputs, train=True)
+    head = params["head"]
+    np.testing.assert_allclose(outputs, features @ head["kernel"] + head["bias"], atol=1e-5)
+
+
+def test_conv4_refuses_an_unknown_downsample():
+    with pytest.raises(ValueError, match="given 'avg'"):
+        conv4(5, downsample="avg")
+
+
+class LinenNet(nn.Module):
+    @nn.compact
+    def __call__(self, inputs, train):
+        hidden = nn.BatchNorm(use_running_average=not train, momentum=0.0)(nn.Dense(8)(inputs))
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(nn.relu(hidden)))
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(4, 8, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, momentum=0.0, rngs=rngs)
+        self.second = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, inputs):
+        return self.second(nnx.relu(self.norm(self.first(inputs))))
+
+
+@pytest.mark.parametrize("model", [from_linen(LinenNet()), from_nnx(NnxNet)], ids=["linen", "nnx"])
+def test_foreign_modules_keep_statistics_and_can_be_adapted(model):
+    inputs = jax.random.normal(jax.random.key(0), [16, 4]) * 3 + 1
+    params, state = model.init(jax.random.key(1), inputs)
+    assert jax.tree.leaves(state)
+    key = jax.random.key(2)
+    _, kept = model.apply(params, state, inputs, key=key, train=True)
+    one, same = model.apply(params, kept, inputs[:1], key=key, train=False)
+    many, _ = model.apply(params, kept, inputs, key=key, train=False)
+    np.testing.assert_allclose(one[0], many[0], atol=1e-5)
+    assert jax.tree.all(jax.tree.map(lambda a, b: jnp.array_equal(a, b), same, kept))
+    assert not jax.tree.all(jax.tree.map(lambda a, b: jnp.array_equal(a, b), state, kept))
+
+    learner = maml(model, inner_optimizer=optax.sgd(0.1), norm="inductive")
+    from jaxmeta import Episode, example_batch
+
+    batch = example_batch(inputs, jnp.arange(16) % 3)
+    grads = jax.jit(jax.grad(lambda p: learner.loss(p, state, Episode(batch, batch), key, 0)[0]))(params)
+    assert 0 < optax.tree.norm(grads) < jnp.inf
+
+
+def test_plain_function_needs_no_state():
+    model = from_function(lambda key, x: jnp.zeros([x.shape[-1], 3]), lambda w, x: x @ w)
+    params, state = model.init(jax.random.key(0), jnp.ones([2, 4]))
+    assert state == {} and params["head"] == {}
