@@ -111,7 +111,12 @@ def _train(arguments: list[str]) -> None:
     preset, rest = _split_preset(arguments)
     stored = _stored_config(rest)
     options = tyro.cli(
-        TrainOptions, args=rest, default=TrainOptions(stored or PRESETS[preset]), prog=f"jaxmeta train {preset}"
+        TrainOptions,
+        args=rest,
+        default=TrainOptions(stored or PRESETS[preset]),
+        prog="jaxmeta train [PRESET]",
+        description=f"Meta-train into a run folder, then judge the best checkpoint on held-out classes. "
+        f"Presets: {', '.join(PRESETS)}. Defaults below are those of {'the run' if stored else preset}.",
     )
     config, place = options.config, options.place
     check_config(config)

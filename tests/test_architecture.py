@@ -84,18 +84,11 @@ def test_files_stay_short(path):
 
 
 def test_import_is_light():
-    code = (
-        "import jax, flax.linen, flax.nnx, optax, sys, time; begin = time.perf_counter(); import jaxmeta;"
-        "print(time.perf_counter() - begin);"
-        "heavy = 'tensorflow', 'tensorflow_datasets', 'orbax.checkpoint', 'matplotlib', 'tyro', 'rich.progress';"
-        "print([module for module in heavy if module in sys.modules])"
-    )
-    seconds, heavy = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split("\n")[:2]
-    assert heavy == "[]"
-    # A bound on what is imported, not on speed: it takes 0.1 to 0.2 s.
-    assert float(seconds) < 1.0
+    """Nothing heavy is loaded beyond jax, flax and optax; what the rest takes is 0.2 s or so."""
+    heavy = ["tensorflow", "tensorflow_datasets", "orbax.checkpoint", "matplotlib", "PIL", "tyro", "rich.progress"]
+    code = f"import sys, jaxmeta; print([module for module in {heavy} if module in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 def test_version_is_in_the_changelog():

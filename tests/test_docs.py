@@ -66,6 +66,12 @@ def test_the_two_set_up_lines_stand_first_and_alone():
     subprocess.run(["bash", "-n", "-c", train + test], check=True)
 
 
+def test_tables_are_what_was_recorded():
+    script = REPO / "experiments" / "make_tables.py"
+    result = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 def test_command_lines_in_the_readme_parse():
     """Each `jaxmeta ...` line beyond the first two blocks names options that exist."""
     helps = {

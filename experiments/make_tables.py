@@ -1,0 +1,99 @@
+"""Make the tables of README.md and experiments/README.md from recorded results.
+
+    python experiments/make_tables.py --add RUN --hardware "2 CPU cores" [--paper 0.987] [--file result.json]
+    python experiments/make_tables.py            # write the tables again
+    python experiments/make_tables.py --check    # fail if they are not what the records say
+
+Results are kept in experiments/results.jsonl (one for each reached number), the benchmark's in
+benchmarks/meta_step.json. Tables stand between `<!-- NAME -->` and `<!-- end NAME -->`.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+RESULTS = REPO / "experiments" / "results.jsonl"
+BENCHMARK = REPO / "benchmarks" / "meta_step.json"
+PAGES = (REPO / "README.md", REPO / "experiments" / "README.md")
+
+
+def results_table() -> str:
+    lines = [
+        "| data | task | algorithm, strategy | norm | inner steps (test) | outer steps | result | paper | min | on |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in map(json.loads, RESULTS.read_text().splitlines()):
+        if "accuracy" in row:
+            value = f"{100 * row['accuracy']:.1f} +- {100 * row['ci95']:.1f} %"
+            paper = f"{100 * row['paper']:.1f} %" if row.get("paper") else "-"
+            task = f"{row['ways']}-way {row['shots']}-shot, {row['queries']} queries a class"
+        else:
+            value = f"mse {row['mse']:.2f} +- {row['ci95']:.2f}"
+            paper = f"{row['paper']:.2f}" if row.get("paper") else "-"
+            task = f"{row['shots']} points"
+        data = row["dataset"] + (f" ({row['class_split']})" if row.get("class_split") else "")
+        lines.append(
+            f"| {data} | {task} | {row['algorithm']}, {row['metagrad']} | {row['norm']} | "
+            f"{row['inner_steps']} ({row['eval_inner_steps']}) | {row['steps']} | {value} | {paper} | "
+            f"{row['minutes']:.1f} | {row['hardware']} |"
+        )
+    return "\n".join(lines)
+
+
+def benchmark_table() -> str:
+    record = json.loads(BENCHMARK.read_text())
+    lines = ["| what | median s | min - max s |", "| --- | --- | --- |"]
+    for name, seconds in record["seconds"].items():
+        lines.append(
+            f"| {name} | {statistics.median(seconds):.4f} | {min(seconds):.4f} - {max(seconds):.4f} ({len(seconds)}) |"
+        )
+    return "\n".join(lines) + f"\n\n{record['device']}, jax {record['jax']}."
+
+
+def filled(text: str) -> str:
+    for name, make in (("results", results_table), ("benchmark", benchmark_table)):
+        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- end {name} -->)"
+        text = re.sub(pattern, lambda match, make=make: f"{match[1]}{make()}{match[2]}", text, flags=re.DOTALL)
+    return text
+
+
+def add(run: Path, file: str, hardware: str, paper: float | None) -> None:
+    """Record a run's result; `--file` names another JSON in its folder than result.json."""
+    result = json.loads((run / file).read_text())
+    config = json.loads((run / "config.json").read_text())
+    seconds = json.loads((run / "result.json").read_text())["seconds"]
+    row = {**result, "hardware": hardware, "paper": paper, "minutes": seconds / 60, "run": run.name}
+    if config["dataset"] == "omniglot":
+        row["class_split"] = config["split"]
+    with open(RESULTS, "a") as log:
+        log.write(json.dumps(row) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--add", type=Path, metavar="RUN", help="run folder whose result is to be recorded")
+    parser.add_argument("--file", default="result.json", help="file in the run folder with the result")
+    parser.add_argument("--hardware", help="what it ran on")
+    parser.add_argument("--paper", type=float, help="the paper's number, as a fraction or an error")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a table is out of date")
+    options = parser.parse_args()
+    if options.add:
+        if not options.hardware:
+            parser.error("--add needs --hardware, what the result was reached on")
+        add(options.add, options.file, options.hardware, options.paper)
+    stale = [page for page in PAGES if filled(page.read_text()) != page.read_text()]
+    if options.check:
+        for page in stale:
+            print(f"{page.relative_to(REPO)} is out of date: run python experiments/make_tables.py", file=sys.stderr)
+        return 1 if stale else 0
+    for page in stale:
+        page.write_text(filled(page.read_text()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
