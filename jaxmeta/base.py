@@ -178,6 +178,13 @@ class Evaluation(NamedTuple):
 def example_batch(inputs: jax.Array, targets: jax.Array) -> Batch:
     """Make a `Batch` in which every example is real (weight 1).
 
+    Args:
+      inputs: `[examples, ...]`.
+      targets: `[examples]` int32, or `[examples, outputs]`.
+
+    Returns:
+      The `Batch`.
+
     Example:
       >>> import jax.numpy as jnp
       >>> example_batch(jnp.zeros([2, 3]), jnp.array([0, 1])).weights.tolist()
@@ -195,6 +202,14 @@ def check_episode(episode: Episode, *, num_task_axes: int = 0) -> None:
 
     Raises:
       ValueError: names the set, the field, what it is and what it should be.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> images = example_batch(jnp.zeros([2, 8, 8, 1], jnp.uint8), jnp.array([0, 1]))
+      >>> check_episode(Episode(images, images))
+      Traceback (most recent call last):
+      ...
+      ValueError: support: inputs must be floating point; divide uint8 images by 255. ...
     """
     axes = num_task_axes
     for name, batch in zip(Episode._fields, episode, strict=True):

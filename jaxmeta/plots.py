@@ -77,7 +77,8 @@ def plot_image_episode(path: Path, episode: Episode, outputs: np.ndarray, title:
     query_rows = [np.flatnonzero(np.asarray(query.targets) == way)[:columns] for way in range(shown_ways)]
     widths = [max(len(row) for row in support_rows), max(len(row) for row in query_rows)]
     predicted = np.argmax(outputs, -1)
-    figure = _figure(0.95 * (sum(widths) + 1.2), 1.12 * shown_ways + 0.7)
+    # Wide enough for the title, however few images there are.
+    figure = _figure(max(5.5, 0.95 * (sum(widths) + 1.2)), 1.12 * shown_ways + 0.7)
     figure.suptitle(title, fontsize=10)
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=widths, wspace=0.03)[0]
     left.suptitle("support", fontsize=9)

@@ -117,13 +117,15 @@ def draw(workspace: Workspace, train_state: TrainState, out: Path) -> None:
         return learner.predict(adapted, batch, key)
 
     steps = config.eval_inner_steps
-    title = f"{config.dataset}, {config.algorithm}, {config.shots} shot, {steps} inner steps, one test task"
+    title = f"{config.dataset}, {config.algorithm}, {config.shots}-shot, {_steps(steps)}, one test task"
     if workspace.dataset.kind == "classification":
         plots.plot_image_episode(out / "episode.png", episode, np.asarray(predict(steps, episode.query)), title)
         return
     grid = jnp.linspace(-5.0, 5.0, 201)[:, None]
     batch = episode.query._replace(inputs=grid, targets=grid, weights=jnp.ones(201))
-    curves = {
-        f"{n} inner steps": (np.asarray(grid)[:, 0], np.asarray(predict(n, batch))[:, 0]) for n in sorted({0, steps})
-    }
+    curves = {_steps(n): (np.asarray(grid)[:, 0], np.asarray(predict(n, batch))[:, 0]) for n in sorted({0, steps})}
     plots.plot_regression_episode(out / "episode.png", episode, curves, title)
+
+
+def _steps(number: int) -> str:
+    return f"{number} inner step{'' if number == 1 else 's'}"

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxmeta import DATASETS, METAGRADS, MODELS
+from jaxmeta.checkpoint import checkpoint_steps
 from jaxmeta.cli import main
 from jaxmeta.config import DEFAULT_PRESETS, PRESETS, Config, check_config
 
@@ -99,7 +100,7 @@ def start(run, steps=100000, every=5):
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not list((run / "checkpoints").glob("[0-9]*")):
+    while not checkpoint_steps(run / "checkpoints"):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.02)
     return process
@@ -111,7 +112,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, capsys):
     time.sleep(0.3)
     process.kill()
     process.communicate()
-    reached = max(int(path.name) for path in (killed / "checkpoints").glob("[0-9]*"))
+    reached = checkpoint_steps(killed / "checkpoints")[-1]
     assert 20 <= reached < 2000
     # A row cut off in the middle, as a kill may leave it.
     with open(killed / "metrics.jsonl", "a") as file:
@@ -133,7 +134,7 @@ def test_interrupt_saves_and_leaves_with_130(tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and out == ""
     stopped = int(err.split("Stopped at step ")[1].split(";")[0])
-    assert stopped in [int(path.name) for path in (run / "checkpoints").glob("[0-9]*")]
+    assert stopped in checkpoint_steps(run / "checkpoints")
     assert "Traceback" not in err
 
 
