@@ -137,8 +137,9 @@ def _evaluate(arguments: list[str]) -> None:
 
     options = tyro.cli(EvaluateOptions, args=arguments, prog="jaxmeta evaluate")
     check_name("split", options.split, ("test", "validation", "train"))
-    if options.episodes is not None and options.episodes < 1:
-        raise ConfigError(f"--episodes must be at least 1; given {options.episodes}.")
+    for name, value, least in (("episodes", options.episodes, 2), ("eval-inner-steps", options.eval_inner_steps, 0)):
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} must be at least {least}; given {value}.")
     result = evaluate_run(
         options.run,
         episodes=options.episodes,

@@ -19,6 +19,8 @@ from jaxmeta.models import MODELS
 from jaxmeta.train import TrainStep, make_train_step
 
 SCHEDULES = ("constant", "cosine")
+# The least value of a whole number, where it is not 1. An interval needs two tasks.
+LEAST = {"seed": 0, "inner_steps": 0, "eval_inner_steps": 0, "validation_episodes": 2, "eval_episodes": 2}
 
 
 class ConfigError(ValueError):
@@ -139,13 +141,17 @@ def check_config(config: Config) -> None:
         check_name(field.replace("_", " "), getattr(config, field), table)
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), "--" + field.name.replace("_", "-")
-        least = 0 if field.name in ("seed", "inner_steps", "eval_inner_steps") else 1
+        least = LEAST.get(field.name, 1)
         if isinstance(value, int) and not isinstance(value, bool) and value < least:
             raise ConfigError(f"{name} must be at least {least}; given {value}.")
         if isinstance(value, float) and not 0 < value < float("inf"):
             raise ConfigError(f"{name} must be a positive number; given {value}.")
     if config.task_chunk and config.tasks % config.task_chunk:
         raise ConfigError(f"--task-chunk must divide --tasks {config.tasks}; given {config.task_chunk}.")
+    if config.seed >= 2**32:
+        raise ConfigError(f"--seed must be below 2**32; given {config.seed}.")
+    if config.dataset != "sinusoid" and config.ways < 2:
+        raise ConfigError(f"--ways must be at least 2 to tell classes apart; given {config.ways}.")
     if config.dataset == "sinusoid" and config.ways != 1:
         raise ConfigError(f"--dataset sinusoid is regression and has no classes: use --ways 1; given {config.ways}.")
 
@@ -188,6 +194,10 @@ def from_json(values: dict[str, Any]) -> Config:
     known = {field.name for field in dataclasses.fields(Config)}
     if unknown := sorted(set(values) - known):
         raise ConfigError(f"The stored configuration has unknown fields {unknown}: it is of another version.")
+    for name, default in vars(Config()).items():
+        kinds = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}.get(type(default))
+        if kinds and not isinstance(values.get(name, default), kinds):
+            raise ConfigError(f"The stored configuration has {name}={values[name]!r}, which is damaged.")
     data_dir = values.get("data_dir")
     return Config(**{**values, "data_dir": None if data_dir is None else Path(data_dir)})
 

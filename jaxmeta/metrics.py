@@ -16,7 +16,8 @@ def estimate(per_task) -> Estimate:
       per_task: One value for each task, `[tasks]`.
 
     Returns:
-      An `Estimate`; with a single task the interval is infinite.
+      An `Estimate`; with a single task the interval is infinite, and with a value that is not finite
+      mean and interval are.
 
     Raises:
       ValueError: if there are no tasks.
@@ -30,5 +31,8 @@ def estimate(per_task) -> Estimate:
         raise ValueError(f"estimate needs one value for each task, [tasks]; given shape {list(values.shape)}.")
     if values.size == 1:
         return Estimate(float(values[0]), float("inf"), values)
+    if not np.isfinite(values).all():
+        # A task on which the adaptation diverged has no mean with the others.
+        return Estimate(float("inf"), float("inf"), values)
     standard_error = values.std(ddof=1) / np.sqrt(values.size)
     return Estimate(float(values.mean()), float(stdtrit(values.size - 1, 0.975) * standard_error), values)

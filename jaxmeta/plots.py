@@ -32,7 +32,7 @@ def plot_curves(path: Path, rows: list[dict[str, Any]], metric: str) -> None:
     figure = _figure(5.5 * len(names), 3.6)
     for axes, name in zip(np.ravel(figure.subplots(1, len(names))), names, strict=True):
         train = [(row["step"], row[name]) for row in rows if name in row]
-        valid = [row for row in rows if f"validation_{name}" in row]
+        valid = [row for row in rows if f"validation_{name}_ci95" in row and f"validation_{name}" in row]
         if train:
             steps, values = np.array(train).T
             axes.plot(steps, values, color="#9db7d5", linewidth=0.8, label="training tasks")

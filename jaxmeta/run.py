@@ -20,7 +20,7 @@ from jaxmeta.report import Reporter
 from jaxmeta.train import fit, init_train_state
 from jaxmeta.workspace import Workspace, draw, evaluation_key, judge, open_workspace
 
-# The score of a checkpoint that was saved before its first validation: never the best.
+# The score of a checkpoint that was not validated, or whose validation diverged: never the best.
 NOT_VALIDATED = -1e30
 
 
@@ -151,10 +151,12 @@ def _train(out: Path, workspace: Workspace, train_state, key, reporter: Reporter
         row: dict[str, Any] = {"step": int(train_state.step)}
         for name, estimate in evaluation.metrics.items():
             row |= {f"validation_{name}": estimate.mean, f"validation_{name}_ci95": estimate.ci95}
-        log(row)
+        # JSON knows no infinity: what a diverged adaptation gives is left out.
+        log({name: value for name, value in row.items() if np.isfinite(value)})
         value = evaluation.metrics[headline]
         reporter.say(f"step {row['step']}  validation {headline} {value.mean:.4f} +- {value.ci95:.4f}")
-        return value.mean if headline == "accuracy" else -value.mean
+        score = value.mean if headline == "accuracy" else -value.mean
+        return score if np.isfinite(score) else NOT_VALIDATED
 
     def callback(train_state, metrics):
         now, step = time.monotonic(), int(train_state.step)

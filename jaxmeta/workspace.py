@@ -64,7 +64,10 @@ def open_workspace(config: Config) -> Workspace:
         parts.learner, parts.criterion, num_steps=config.eval_inner_steps, task_chunk=config.task_chunk or 1
     )
     headline = next(iter(parts.criterion.metrics))
-    norm = norm_in_use(parts, config, episode.support.inputs)
+    try:
+        norm = norm_in_use(parts, config, episode.support.inputs)
+    except ValueError as error:
+        raise ConfigError(f"--model {config.model} does not fit --dataset {config.dataset}: {error}") from error
     return Workspace(config, dataset, parts, sources, evaluator, headline, norm)
 
 
@@ -77,9 +80,11 @@ def judge(workspace: Workspace, train_state: TrainState, out: Path, *, split: st
     )
     estimate = evaluation.metrics[workspace.headline]
     described = ("dataset", "algorithm", "metagrad", "model", "ways", "shots", "inner_steps", "eval_inner_steps")
+    # JSON knows no infinity: a diverged adaptation is null.
+    mean, ci95 = (value if np.isfinite(value) else None for value in (estimate.mean, estimate.ci95))
     return {
-        workspace.headline: estimate.mean,
-        "ci95": estimate.ci95,
+        workspace.headline: mean,
+        "ci95": ci95,
         "episodes": evaluation.num_tasks,
         "split": split,
         **{name: getattr(config, name) for name in described},

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -142,13 +141,14 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path):
     """A limit on the size of a file stands in for a full disk: writing fails in the middle of a checkpoint."""
     run = tmp_path / "run"
     assert command("train", *SINUSOID, "--steps", "5", "--outer-schedule", "constant", "--out", run).returncode == 0
-
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-
+    arguments = ["train", "--resume", "--out", str(run), "--steps", "10"]
+    limited = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
+        f"from jaxmeta.cli import main; sys.exit(main({arguments}))"
+    )
     environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    result = command("train", "--resume", "--out", run, "--steps", "10", preexec_fn=limit, env=environment)
+    result = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, env=environment)
     # The storage layer's threads add lines of their own here, which they do not on a disk that is full.
     assert result.returncode == 1 and result.stdout == ""
     assert "jaxmeta: The checkpoint of step 10 could not be written" in result.stderr
@@ -195,6 +195,10 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, capsys):
         (["train", "--datset", "glyphs"], "--dataset"),
         (["train", "--ways", "five"], "five"),
         (["train", "--ways", "0"], "--ways must be at least 1; given 0"),
+        (["train", "--ways", "1"], "--ways must be at least 2"),
+        (["train", "--seed", "-1"], "--seed must be at least 0"),
+        (["train", "--seed", "5000000000"], "--seed must be below 2**32"),
+        (["train", "--dataset", "sinusoid", "--model", "conv4"], "--model conv4 does not fit --dataset sinusoid"),
         (["train", "--inner-lr", "-1"], "--inner-lr must be a positive number; given -1"),
         (["train", "--outer-lr", "nan"], "--outer-lr must be a positive number; given nan"),
         (["train", "--ways", "9999"], "9999 ways were asked for"),
@@ -227,6 +231,23 @@ def test_an_existing_run_is_never_overwritten(tmp_path, capsys):
     assert main(["train", *SINUSOID, "--out", str(run)]) == 2
     assert f"The run folder {run} exists" in capsys.readouterr().err
     assert [path.name for path in run.iterdir()] == ["notes.txt"]
+
+
+def test_a_damaged_configuration_is_refused(tmp_path, capsys):
+    for text, message in (("{", "is damaged"), ('{"ways": "five"}', "ways='five'"), ('{"wayz": 5}', "another version")):
+        (tmp_path / "config.json").write_text(text)
+        assert main(["evaluate", str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_diverged_evaluation_is_null(tmp_path, capsys):
+    """Adaptation that diverges at test time is said in valid JSON, and never chosen as the best."""
+    run = tmp_path / "run"
+    assert main(["train", *SINUSOID, "--steps", "10", "--eval-inner-steps", "500", "--out", str(run)]) == 0
+    out, _ = capsys.readouterr()
+    assert main(["evaluate", str(run), "--eval-inner-steps", "1"]) == 0
+    assert last_json(capsys.readouterr().out)["mse"] > 0
+    assert "Infinity" not in out + (run / "metrics.jsonl").read_text() and "NaN" not in out
 
 
 def test_a_run_is_not_continued_with_other_settings(tmp_path, capsys):
