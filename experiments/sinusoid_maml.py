@@ -5,7 +5,7 @@ Command   python experiments/sinusoid_maml.py
 Expected  0.67, 0.38, 0.35 at 1, 5, 10 steps
 Setting   70,000 outer steps of 25 tasks, Adam 1e-3 with a cosine; trained with one inner step of
           0.01 on five points; two hidden layers of 40.
-Hardware  about 2 minutes on two CPU cores.
+Hardware  about a minute on two CPU cores.
 """
 
 import argparse

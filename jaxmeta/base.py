@@ -53,7 +53,8 @@ class Model(NamedTuple):
       apply: As `embed`, but returns outputs: the head of the features.
 
     `train=True` normalises by the statistics of `inputs` (weighted by `weights`)
-    and returns them in the state; `train=False` uses those of the state.
+    and returns them in the state; `train=False` uses those of the state. Noise (dropout)
+    is drawn from `key` when training; without a key there is none.
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]

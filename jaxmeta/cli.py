@@ -37,7 +37,7 @@ commands:
 """
 
 # What may differ when a run is continued: none of it changes a step that was already taken.
-MAY_CHANGE = {"steps", "data_dir", "eval_episodes", "eval_inner_steps", "eval_queries", "tensorboard"}
+MAY_CHANGE = {"steps", "data_dir", "tensorboard"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +110,8 @@ def _train(arguments: list[str]) -> None:
 
     preset, rest = _split_preset(arguments)
     stored = _stored_config(rest)
+    if stored and rest is not arguments:
+        raise ConfigError(f"--resume goes on with the run's own settings: leave the preset {preset!r} out.")
     options = tyro.cli(
         TrainOptions,
         args=rest,
@@ -195,13 +197,14 @@ def _stored_config(arguments: list[str]) -> Config | None:
 
 def _value_of(arguments: list[str], name: str) -> str | None:
     """Look an option up before the options are parsed: it decides on their defaults."""
-    flag = f"--{name}"
-    for index, argument in enumerate(arguments):
-        if argument == flag and index + 1 < len(arguments):
-            return arguments[index + 1]
-        if argument.startswith(flag + "="):
-            return argument[len(flag) + 1 :]
-    return None
+    flag, value = f"--{name}", None
+    # The last one counts, as it does when they are parsed.
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument == flag:
+            value = following
+        elif argument.startswith(flag + "="):
+            value = argument[len(flag) + 1 :]
+    return value
 
 
 def _refuse_changes(stored: Config, config: Config, out: Path | None) -> None:

@@ -148,6 +148,10 @@ def check_config(config: Config) -> None:
             raise ConfigError(f"{name} must be a positive number; given {value}.")
     if config.task_chunk and config.tasks % config.task_chunk:
         raise ConfigError(f"--task-chunk must divide --tasks {config.tasks}; given {config.task_chunk}.")
+    if config.checkpoint_every % config.log_every:
+        raise ConfigError(
+            f"--checkpoint-every must be a multiple of --log-every {config.log_every}; given {config.checkpoint_every}."
+        )
     if config.seed >= 2**32:
         raise ConfigError(f"--seed must be below 2**32; given {config.seed}.")
     if config.dataset != "sinusoid" and config.ways < 2:
@@ -189,17 +193,21 @@ def from_json(values: dict[str, Any]) -> Config:
       The configuration.
 
     Raises:
-      ConfigError: if a field is unknown, as in a run of another version.
+      ConfigError: if it is damaged or of another version.
     """
-    known = {field.name for field in dataclasses.fields(Config)}
-    if unknown := sorted(set(values) - known):
-        raise ConfigError(f"The stored configuration has unknown fields {unknown}: it is of another version.")
-    for name, default in vars(Config()).items():
-        kinds = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}.get(type(default))
-        if kinds and not isinstance(values.get(name, default), kinds):
-            raise ConfigError(f"The stored configuration has {name}={values[name]!r}, which is damaged.")
+    defaults = vars(Config())
+    if set(values) != set(defaults):
+        odd = sorted(set(values) ^ set(defaults))
+        raise ConfigError(f"The stored configuration is damaged or of another version: see {', '.join(odd)}.")
+    for name, default in defaults.items():
+        optional = {"task_chunk": (int, type(None)), "data_dir": (str, type(None))}
+        kinds = optional.get(name, (float, int) if isinstance(default, float) else (type(default),))
+        if type(values[name]) not in kinds:
+            raise ConfigError(f"The stored configuration is damaged: it has {name}={values[name]!r}.")
     data_dir = values.get("data_dir")
-    return Config(**{**values, "data_dir": None if data_dir is None else Path(data_dir)})
+    config = Config(**{**values, "data_dir": None if data_dir is None else Path(data_dir)})
+    check_config(config)
+    return config
 
 
 class Parts(NamedTuple):

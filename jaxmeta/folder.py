@@ -24,8 +24,13 @@ def refuse_existing(out: Path) -> None:
     Raises:
       ConfigError: if it exists and is not empty.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.is_dir() and (out / "config.json").exists():
         raise ConfigError(f"The run folder {out} exists. Continue it with --resume, or choose another name with --out.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists and holds no run. Choose another name with --out.")
+    for parent in out.parents:
+        if parent.exists() and not parent.is_dir():
+            raise ConfigError(f"{out} cannot be made, since {parent} is a file. Choose another place with --out.")
 
 
 def read_config(out: Path) -> Config:
@@ -45,7 +50,7 @@ def read_config(out: Path) -> Config:
         raise ConfigError(f"There is no run in {out}: {path} is missing. Train one with `jaxmeta train --out {out}`.")
     try:
         return from_json(json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError, AttributeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is damaged ({error}). Restore it, or train under another name.") from error
 
 
@@ -63,18 +68,20 @@ def open_log(out: Path, tensorboard: bool):
         from tensorboardX import SummaryWriter
 
         writer = SummaryWriter(str(out / "tensorboard"))
-    with open(out / "metrics.jsonl", "a") as file:
+    try:
+        with open(out / "metrics.jsonl", "a") as file:
 
-        def log(row):
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            if writer:
-                for name, value in row.items():
-                    writer.add_scalar(name, value, row["step"])
+            def log(row):
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                if writer:
+                    for name, value in row.items():
+                        writer.add_scalar(name, value, row["step"])
 
-        yield log
-    if writer:
-        writer.close()
+            yield log
+    finally:
+        if writer:
+            writer.close()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

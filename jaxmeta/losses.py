@@ -37,11 +37,16 @@ def cross_entropy(outputs: jax.Array, targets: jax.Array, weights: jax.Array) ->
     Returns:
       A scalar, in nats.
 
+    Raises:
+      ValueError: if the targets are not integers.
+
     Example:
       >>> import jax.numpy as jnp
       >>> round(float(cross_entropy(jnp.zeros([2, 4]), jnp.array([0, 3]), jnp.ones(2))), 4)
       1.3863
     """
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ValueError(f"cross_entropy needs class numbers as targets, an integer type; given {targets.dtype}.")
     return weighted_mean(optax.softmax_cross_entropy_with_integer_labels(outputs, targets), weights)
 
 

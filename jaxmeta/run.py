@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import signal
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from jaxmeta import checkpoint
 from jaxmeta.base import TrainState
-from jaxmeta.config import Config, to_json
+from jaxmeta.config import Config, ConfigError, to_json
 from jaxmeta.folder import open_log, read_config, refuse_existing, truncate_rows, write_atomically, write_config
 from jaxmeta.report import Reporter
 from jaxmeta.train import fit, init_train_state
@@ -60,16 +61,22 @@ def train_run(config: Config, out: Path, *, resume: bool = False) -> dict[str, A
         workspace.sources["train"],
         num_tasks=config.tasks,
     )
-    train_state, said = _first_state(out, make_state, resume)
+    train_state, spent, said = _first_state(out, make_state, config, resume)
+    began -= spent
     write_config(out, config)
+    if finished := _finished(out, train_state, config):
+        print("the run is finished: nothing was left to do", file=sys.stderr)
+        return finished
     with Reporter(config.steps, int(train_state.step)) as reporter, _stop_on_signal() as stop:
         for line in said:
             reporter.say(line)
         try:
-            train_state = _train(out, workspace, train_state, key_train, reporter, stop)
+            train_state = _train(out, workspace, train_state, key_train, reporter, stop, began)
         except FloatingPointError as error:
             good = checkpoint.checkpoint_steps(out / "checkpoints")
-            kept = f"The last good checkpoint is that of step {good[-1]}." if good else "There was no checkpoint yet."
+            kept = f"There was no checkpoint yet: delete {out} or choose another --out."
+            if good:
+                kept = f"The last good checkpoint is that of step {good[-1]}."
             raise FloatingPointError(f"{error} {kept}") from error
         if stop["signal"]:
             raise Interrupted(f"Stopped at step {int(train_state.step)}; the state is saved. Go on with --resume.")
@@ -123,25 +130,40 @@ def evaluate_run(
     return result | {"damaged_checkpoints": list(restored.damaged)}
 
 
-def _first_state(out: Path, make_state, resume: bool) -> tuple[TrainState, list[str]]:
-    """Make the state to begin from, and tell where it comes from."""
+def _first_state(out: Path, make_state, config: Config, resume: bool) -> tuple[TrainState, float, list[str]]:
+    """Make the state to begin from; tell the seconds already spent on the run, and where it comes from."""
     if not resume or not checkpoint.checkpoint_steps(out / "checkpoints"):
         truncate_rows(out, 0)
-        return make_state(), ["resumed from step 0: there was no checkpoint yet"] if resume else []
+        return make_state(), 0.0, ["resumed from step 0: there was no checkpoint yet"] if resume else []
     restored = checkpoint.restore(out / "checkpoints", jax.eval_shape(make_state))
+    if restored.step > config.steps:
+        raise ConfigError(f"The run in {out} is at step {restored.step} already; --steps {config.steps} is behind it.")
     said = [f"checkpoint of step {step} is damaged and was passed over" for step in restored.damaged]
     truncate_rows(out, restored.step)
-    return restored.train_state, [*said, f"resumed from step {restored.step}"]
+    return restored.train_state, restored.meta["seconds"], [*said, f"resumed from step {restored.step}"]
 
 
-def _train(out: Path, workspace: Workspace, train_state, key, reporter: Reporter, stop: dict) -> TrainState:
+def _finished(out: Path, train_state: TrainState, config: Config) -> dict[str, Any] | None:
+    """Give the result of a run that has no step left: the test tasks are met once."""
+    if int(train_state.step) < config.steps or not (out / "result.json").is_file():
+        return None
+    with contextlib.suppress(ValueError):
+        result = json.loads((out / "result.json").read_text())
+        return result if result.get("steps") == config.steps else None
+    return None
+
+
+def _train(
+    out: Path, workspace: Workspace, train_state, key, reporter: Reporter, stop: dict, began: float
+) -> TrainState:
     """Run `fit` with logging, validation and checkpoints in its callback."""
     config, headline = workspace.config, workspace.headline
     directory = out / "checkpoints"
     clock = {"last": time.monotonic()}
 
     def save(train_state, score):
-        checkpoint.save(directory, train_state, score=score, meta={"config": to_json(config)})
+        meta = {"config": to_json(config), "seconds": time.monotonic() - began}
+        checkpoint.save(directory, train_state, score=score, meta=meta)
 
     def validate(train_state) -> float:
         source, key = workspace.sources["validation"], evaluation_key("validation")
@@ -165,13 +187,15 @@ def _train(out: Path, workspace: Workspace, train_state, key, reporter: Reporter
         row = {name: float(np.mean(values)) for name, values in jax.device_get(metrics).items() if name != "nonfinite"}
         log({"step": step, **row, "tasks_per_second": round(rate, 2)})
         reporter.update(step, f"{rate:.0f} tasks/s  loss {row['loss']:.4f}  {headline} {row[headline]:.4f}")
+        # Read once: a signal that comes later is for the next call, which then saves.
+        stopping = stop["signal"] is not None
         due = step // config.checkpoint_every > (step - length) // config.checkpoint_every
         if due or step == config.steps:
             save(train_state, validate(train_state))
-        elif stop["signal"]:
+        elif stopping:
             save(train_state, NOT_VALIDATED)
         clock["last"] = time.monotonic()
-        return stop["signal"] is not None
+        return stopping
 
     with open_log(out, config.tensorboard) as log:
         return fit(

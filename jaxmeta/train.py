@@ -138,13 +138,17 @@ def _over_chunks(of_chunk, num_tasks: int, task_chunk: int):
 
         def body(total, chunk):
             value, estimator_state = of_chunk(*chunk)
-            return jax.tree.map(jnp.add, total, value), estimator_state
+            return jax.tree.map(lambda a, b: a + b if _is_float(b) else b, total, value), estimator_state
 
         total, estimator_state = jax.lax.scan(body, zeros, chunks)
-        mean = jax.tree.map(lambda leaf: leaf / num_chunks, total)
+        mean = jax.tree.map(lambda leaf: leaf / num_chunks if _is_float(leaf) else leaf, total)
         return mean, jax.tree.map(lambda leaf: leaf.reshape(num_tasks, *leaf.shape[2:]), estimator_state)
 
     return over_chunks
+
+
+def _is_float(leaf) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 def fit(
@@ -212,7 +216,7 @@ def fit(
         if metrics["nonfinite"][bad]:
             raise FloatingPointError(
                 f"The loss or its gradient is not a finite number at step {step + int(bad) + 1}. "
-                "Try a smaller inner or outer learning rate."
+                "Try a smaller inner or outer learning rate; Adam in the inner loop needs eps_root=1e-8."
             )
         step += length
         if callback is not None and callback(train_state, metrics):

@@ -16,7 +16,7 @@ import pytest
 from jaxmeta import DATASETS, METAGRADS, MODELS
 from jaxmeta.checkpoint import checkpoint_steps
 from jaxmeta.cli import main
-from jaxmeta.config import DEFAULT_PRESETS, PRESETS, Config, check_config
+from jaxmeta.config import DEFAULT_PRESETS, PRESETS, Config, check_config, to_json
 
 SINUSOID = ["--dataset", "sinusoid", "--tasks", "4", "--log-every", "5", "--checkpoint-every", "5"]
 SINUSOID += ["--eval-episodes", "20", "--validation-episodes", "10"]
@@ -165,12 +165,39 @@ def test_full_disk_is_noticed_before_writing(tmp_path, monkeypatch, capsys):
     assert "Traceback" not in error and not list((run / "checkpoints").glob("*"))
 
 
-def test_nonfinite_loss_stops_and_keeps_the_checkpoint(tmp_path, capsys):
+def test_nonfinite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
+    run = tmp_path / "run"
+    constant = [*SINUSOID, "--outer-schedule", "constant"]
+    assert main(["train", *constant, "--steps", "10", "--out", str(run)]) == 0
+    # The rate of a run cannot be changed from the command line: this makes it diverge from here on.
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "outer_lr": 1e30}))
+    assert main(["train", "--resume", "--steps", "50", "--out", str(run)]) == 1
+    error = capsys.readouterr().err
+    assert "not a finite number at step" in error and "The last good checkpoint is that of step 10." in error
+    assert checkpoint_steps(run / "checkpoints") == [5, 10]
+    assert "NaN" not in (run / "metrics.jsonl").read_text()
+    assert main(["evaluate", str(run)]) == 0
+
+
+def test_nonfinite_loss_before_the_first_checkpoint(tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["train", *SINUSOID, "--steps", "50", "--outer-lr", "1e30", "--out", str(run)]) == 1
-    error = capsys.readouterr().err
-    assert "not a finite number at step" in error and "learning rate" in error
-    assert all("NaN" not in line for line in (run / "metrics.jsonl").read_text().splitlines())
+    assert "There was no checkpoint yet: delete" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_judged_again(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", *SINUSOID, "--steps", "10", "--outer-schedule", "constant", "--out", str(run)]) == 0
+    result = last_json(capsys.readouterr().out)
+    assert main(["train", "--resume", "--out", str(run)]) == 0
+    out, error = capsys.readouterr()
+    assert last_json(out) == result and "nothing was left to do" in error
+    assert main(["train", "--resume", "--out", str(run), "--steps", "5"]) == 2
+    assert "is at step 10 already" in capsys.readouterr().err
+    assert main(["train", "--resume", "--out", str(run), "--steps", "15"]) == 0
+    longer = last_json(capsys.readouterr().out)
+    assert longer["steps"] == 15 and longer["seconds"] > result["seconds"]
 
 
 def test_damaged_checkpoint_is_passed_over(tmp_path, capsys):
@@ -203,6 +230,7 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, capsys):
         (["train", "--outer-lr", "nan"], "--outer-lr must be a positive number; given nan"),
         (["train", "--ways", "9999"], "9999 ways were asked for"),
         (["train", "--shots", "15", "--eval-queries", "15"], "15 shots + 15 queries were asked for"),
+        (["train", "--log-every", "7"], "--checkpoint-every must be a multiple of --log-every 7"),
         (["train", "--task-chunk", "5"], "--task-chunk must divide --tasks"),
         (["train", "--dataset", "omniglot", "--data-dir", "/no/such/folder"], "/no/such/folder"),
         (["train", "--resume"], "--resume needs --out"),
@@ -229,13 +257,30 @@ def test_an_existing_run_is_never_overwritten(tmp_path, capsys):
     run.mkdir()
     (run / "notes.txt").write_text("mine")
     assert main(["train", *SINUSOID, "--out", str(run)]) == 2
-    assert f"The run folder {run} exists" in capsys.readouterr().err
+    assert f"{run} exists and holds no run" in capsys.readouterr().err
+    assert main(["train", *SINUSOID, "--out", str(run / "notes.txt" / "deep")]) == 2
+    assert "notes.txt is a file" in capsys.readouterr().err
     assert [path.name for path in run.iterdir()] == ["notes.txt"]
+    (run / "config.json").write_text("{}")
+    assert main(["train", *SINUSOID, "--out", str(run)]) == 2
+    assert f"The run folder {run} exists. Continue it with --resume" in capsys.readouterr().err
 
 
 def test_a_damaged_configuration_is_refused(tmp_path, capsys):
-    for text, message in (("{", "is damaged"), ('{"ways": "five"}', "ways='five'"), ('{"wayz": 5}', "another version")):
-        (tmp_path / "config.json").write_text(text)
+    whole = to_json(Config())
+    cases = (
+        (b"{", "is damaged"),
+        (b"\xff\xfe", "is damaged"),
+        (json.dumps({**whole, "ways": "five"}).encode(), "ways='five'"),
+        (json.dumps({**whole, "tasks": True}).encode(), "tasks=True"),
+        (json.dumps({**whole, "task_chunk": "4"}).encode(), "task_chunk='4'"),
+        (json.dumps({**whole, "tasks": 0}).encode(), "--tasks must be at least 1"),
+        (json.dumps({**whole, "dataset": "sinusoids"}).encode(), "Did you mean 'sinusoid'?"),
+        (json.dumps({**whole, "wayz": 5}).encode(), "see wayz"),
+        (b'{"dataset": "sinusoid"}', "damaged or of another version"),
+    )
+    for data, message in cases:
+        (tmp_path / "config.json").write_bytes(data)
         assert main(["evaluate", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err
 
@@ -257,6 +302,8 @@ def test_a_run_is_not_continued_with_other_settings(tmp_path, capsys):
     assert "--inner-lr 0.01 -> 0.5" in capsys.readouterr().err
     assert main(["train", "--resume", "--out", str(run), "--steps", "10"]) == 2
     assert "--outer-schedule is cosine" in capsys.readouterr().err
+    assert main(["train", "glyphs-maml-5w1s", "--resume", "--out", str(run)]) == 2
+    assert "leave the preset 'glyphs-maml-5w1s' out" in capsys.readouterr().err
 
 
 def test_help_explains_every_option_with_its_default():

@@ -8,7 +8,20 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxmeta import MODELS, conv4, from_function, from_linen, from_nnx, maml
+from jaxmeta import (
+    MODELS,
+    Episode,
+    EpisodeSpec,
+    TaskSource,
+    conv4,
+    example_batch,
+    from_function,
+    from_linen,
+    from_nnx,
+    init_train_state,
+    make_train_step,
+    maml,
+)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -61,10 +74,11 @@ class NnxNet(nnx.Module):
     def __init__(self, rngs):
         self.first = nnx.Linear(4, 8, rngs=rngs)
         self.norm = nnx.BatchNorm(8, momentum=0.0, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
         self.second = nnx.Linear(8, 3, rngs=rngs)
 
     def __call__(self, inputs):
-        return self.second(nnx.relu(self.norm(self.first(inputs))))
+        return self.second(self.dropout(nnx.relu(self.norm(self.first(inputs)))))
 
 
 @pytest.mark.parametrize("model", [from_linen(LinenNet()), from_nnx(NnxNet)], ids=["linen", "nnx"])
@@ -80,15 +94,42 @@ def test_foreign_modules_keep_statistics_and_can_be_adapted(model):
     assert jax.tree.all(jax.tree.map(lambda a, b: jnp.array_equal(a, b), same, kept))
     assert not jax.tree.all(jax.tree.map(lambda a, b: jnp.array_equal(a, b), state, kept))
 
-    learner = maml(model, inner_optimizer=optax.sgd(0.1), norm="inductive")
-    from jaxmeta import Episode, example_batch
+    # Noise follows the key, and without a key there is none.
+    noisy = [model.apply(params, state, inputs, key=jax.random.key(seed))[0] for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(noisy[0], noisy[1])
+    assert np.abs(noisy[0] - noisy[2]).max() > 1e-3
+    quiet = [model.apply(params, state, inputs)[0] for _ in range(2)]
+    np.testing.assert_array_equal(*quiet)
+    np.testing.assert_allclose(quiet[0], many, atol=1e-4)
 
-    batch = example_batch(inputs, jnp.arange(16) % 3)
-    grads = jax.jit(jax.grad(lambda p: learner.loss(p, state, Episode(batch, batch), key, 0)[0]))(params)
-    assert 0 < optax.tree.norm(grads) < jnp.inf
+
+@pytest.mark.parametrize("norm", ["transductive", "inductive"])
+@pytest.mark.parametrize("model", [from_linen(LinenNet()), from_nnx(NnxNet)], ids=["linen", "nnx"])
+def test_foreign_modules_are_trained_and_predict_without_noise(model, norm):
+    learner, optimizer = maml(model, inner_optimizer=optax.sgd(0.1), norm=norm), optax.adam(1e-3)
+
+    def sample(key, pool, spec, num_tasks):
+        inputs = jax.random.normal(key, [num_tasks, 6, 4])
+        batch = jax.vmap(example_batch)(inputs, jnp.tile(jnp.arange(6) % 3, (num_tasks, 1)))
+        return Episode(batch, batch)
+
+    source, key = TaskSource(sample, (), EpisodeSpec(3, 2, 2)), jax.random.key(0)
+    train_state = init_train_state(key, learner, optimizer, source, num_tasks=4)
+    train_step = make_train_step(learner, optimizer, task_chunk=2)
+    train_state, metrics = jax.jit(train_step)(train_state, sample(key, (), None, 4), key)
+    assert 0 < metrics["grad_norm"] < jnp.inf
+    episode = jax.tree.map(lambda leaf: leaf[0], sample(key, (), None, 1))
+    adapted = learner.adapt(train_state.meta_params, train_state.state, episode.support, key)
+    one, other = (learner.predict(adapted, episode.query, jax.random.key(seed)) for seed in (0, 1))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_plain_function_needs_no_state():
     model = from_function(lambda key, x: jnp.zeros([x.shape[-1], 3]), lambda w, x: x @ w)
     params, state = model.init(jax.random.key(0), jnp.ones([2, 4]))
     assert state == {} and params["head"] == {}
+
+
+def test_conv4_refuses_images_that_it_would_pool_away():
+    with pytest.raises(ValueError, match=r"needs 16x16 or more; given \[8, 8\]"):
+        conv4(3).init(jax.random.key(0), jnp.ones([2, 8, 8, 1]))

@@ -62,6 +62,23 @@ def test_chunks_equal_the_whole(source, chunk):
     assert relative_error(given[0].state, expected[0].state) < 1e-5
 
 
+@pytest.mark.parametrize("chunk", [2, 6])
+def test_a_counter_in_the_state_survives(source, chunk):
+    """Whole numbers are not averaged: a counter that every task raises by one is raised by one."""
+    learner = learner_of()
+
+    def loss(meta_params, state, episode, key, step):
+        value, (inner, metrics) = learner.loss(meta_params, state["inner"], episode, key, step)
+        return value, ({"inner": inner, "count": state["count"] + 1}, metrics)
+
+    train_state, _, episodes = setup(source)
+    counting = train_state._replace(state={"inner": train_state.state, "count": jnp.int32(7)})
+    step = jax.jit(make_train_step(learner._replace(loss=loss), OPTIMIZER, task_chunk=chunk))
+    for _ in range(2):
+        counting, _ = step(counting, episodes, jax.random.key(0))
+    assert counting.state["count"] == 9 and counting.state["count"].dtype == jnp.int32
+
+
 def test_chunk_must_divide(source):
     train_state, train_step, episodes = setup(source, task_chunk=4)
     with pytest.raises(ValueError, match="task_chunk=4 does not divide the 6 tasks"):

@@ -81,11 +81,12 @@ def maml(
         return Adapted(phi, state)
 
     def predict(adapted: Adapted, batch: Batch, key):
+        del key  # A prediction has no noise: whatever the statistics are, dropout is off.
         outputs, _ = model.apply(
             adapted.params,
             adapted.state,
             batch.inputs,
-            key=key,
+            key=None,
             train=norm == "transductive",
             weights=batch.weights,
         )

@@ -33,6 +33,8 @@ def task_source(dataset: Dataset, split: str, spec: EpisodeSpec) -> TaskSource:
       >>> task_source(load_sinusoid(), "train", EpisodeSpec(1, 5, 10)).pool
       ()
     """
+    if split not in dataset.splits:
+        raise ValueError(f"{dataset.name} has no split {split!r}; it has {', '.join(dataset.splits)}.")
     pool = dataset.splits[split]
     if dataset.kind == "regression":
         return TaskSource(sample_sinusoids, pool, spec)

@@ -92,7 +92,8 @@ def sample_episode(key: Key, pool: ClassPool, spec: EpisodeSpec) -> Episode:
     scores = jax.random.uniform(key_images, [spec.ways, per_class])
     real = jnp.arange(per_class) < jnp.asarray(pool.counts)[classes][:, None]
     _, chosen = jax.lax.top_k(jnp.where(real, scores, -1.0), spec.shots + spec.queries)
-    images = jnp.asarray(pool.images)[classes[:, None], chosen].astype(jnp.float32) / 255.0
+    # A product, since a compiled division may differ from this one in its last bit.
+    images = jnp.asarray(pool.images)[classes[:, None], chosen].astype(jnp.float32) * jnp.float32(1 / 255)
     support, query = images[:, : spec.shots], images[:, spec.shots :]
     return Episode(_flatten(support), _flatten(query))
 

@@ -7,7 +7,7 @@ from jaxmeta.base import Estimator, PyTree
 
 
 def mean_over_tasks(tree: PyTree) -> PyTree:
-    """Average every leaf over its leading task axis.
+    """Average every leaf over its leading task axis; of whole numbers (counters) take the first task's.
 
     Args:
       tree: Leaves `[tasks, ...]`.
@@ -22,6 +22,8 @@ def mean_over_tasks(tree: PyTree) -> PyTree:
     """
 
     def mean(leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return leaf[0]
         # A product with the tasks' shares: XLA's sum over a leading axis is ten times slower on a
         # CPU, a quarter of a whole meta-step. Highest precision, or some accelerators would round.
         share = jnp.full(leaf.shape[:1], 1.0 / leaf.shape[0], leaf.dtype)

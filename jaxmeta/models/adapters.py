@@ -1,11 +1,13 @@
 """Adapters that lift a plain function or a Flax module to a `Model`."""
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxmeta.base import Model
@@ -73,9 +75,10 @@ def from_linen(body: nn.Module, head: nn.Module | None = None) -> Model:
         variables = {"params": params[name], **state[name]}
         rngs = None if key is None else {"dropout": key}
         options = _options(module, train, weights)
-        if train and state[name]:
-            return module.apply(variables, inputs, rngs=rngs, mutable=list(state[name]), **options)
-        return module.apply(variables, inputs, rngs=rngs, **options), state[name]
+        with nn.intercept_methods(_without_dropout) if key is None else contextlib.nullcontext():
+            if train and state[name]:
+                return module.apply(variables, inputs, rngs=rngs, mutable=list(state[name]), **options)
+            return module.apply(variables, inputs, rngs=rngs, **options), state[name]
 
     return _compose(modules, init_part, apply_part)
 
@@ -88,7 +91,8 @@ def from_nnx(make_body: Callable[[nnx.Rngs], nnx.Module], make_head: Callable | 
       make_head: `(rngs) -> module`, features to outputs.
 
     Returns:
-      A `Model`. Parameters are the module's `nnx.Param`; everything else it holds is state.
+      A `Model`. Parameters are the module's `nnx.Param`; random streams start from the key of each
+      call; everything else it holds is state.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -102,28 +106,39 @@ def from_nnx(make_body: Callable[[nnx.Rngs], nnx.Module], make_head: Callable | 
     makers = {"body": make_body} if make_head is None else {"body": make_body, "head": make_head}
     # Built once without arrays, for the structure that parameters are put back into.
     blueprints = {
-        name: nnx.split(nnx.eval_shape(lambda make=make: make(nnx.Rngs(0))), nnx.Param, ...)
+        name: nnx.split(nnx.eval_shape(lambda make=make: make(nnx.Rngs(0))), nnx.Param, nnx.RngState, ...)
         for name, make in makers.items()
     }
 
-    def run(name, params, rest, inputs, train, weights):
-        graph, param_shapes, rest_shapes = blueprints[name]
-        module = nnx.merge(graph, _restore(param_shapes, params), _restore(rest_shapes, rest))
+    def run(name, params, rest, inputs, key, train, weights):
+        graph, param_shapes, noise_shapes, rest_shapes = blueprints[name]
+        noise = _noise(nnx.to_pure_dict(noise_shapes), jax.random.key(0) if key is None else key)
+        states = _restore(param_shapes, params), _restore(noise_shapes, noise), _restore(rest_shapes, rest)
+        module = nnx.merge(graph, *states)
         module.train() if train else module.eval()
+        if key is None:
+            module.set_attributes(deterministic=True, raise_if_not_found=False)
         outputs = module(inputs, **_options(module, train, weights))
-        _, _, rest = nnx.split(module, nnx.Param, ...)
+        _, _, _, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
         return outputs, nnx.to_pure_dict(rest)
 
     def init_part(name, key, inputs):
-        _, params, rest = nnx.split(makers[name](nnx.Rngs(key)), nnx.Param, ...)
+        _, params, _, rest = nnx.split(makers[name](nnx.Rngs(key)), nnx.Param, nnx.RngState, ...)
         params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
-        return run(name, params, rest, inputs, True, None)[0], params, rest
+        return run(name, params, rest, inputs, key, True, None)[0], params, rest
 
     def apply_part(name, params, state, inputs, key, train, weights):
-        outputs, rest = run(name, params[name], state[name], inputs, train, weights)
+        outputs, rest = run(name, params[name], state[name], inputs, key, train, weights)
         return outputs, rest if train else state[name]
 
     return _compose({name: name for name in makers}, init_part, apply_part)
+
+
+def _without_dropout(call, args, kwargs, context):
+    """Pass inputs through dropout layers unchanged, in a module that is asked to train without a key."""
+    if isinstance(context.module, nn.Dropout) and context.method_name == "__call__":
+        return args[0]
+    return call(*args, **kwargs)
 
 
 def _compose(parts, init_part, apply_part) -> Model:
@@ -155,6 +170,18 @@ def _options(module, train: bool, weights) -> dict:
     """Pick the keywords that a module's `__call__` names."""
     names = inspect.signature(type(module).__call__).parameters
     return {name: value for name, value in (("train", train), ("weights", weights)) if name in names}
+
+
+def _noise(shapes, key):
+    """Fill the random streams of a module from a key: a key of its own for each, its count at zero."""
+    leaves, structure = jax.tree.flatten(shapes)
+    filled = [
+        jax.random.fold_in(key, index)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else jnp.zeros(leaf.shape, leaf.dtype)
+        for index, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, filled)
 
 
 def _restore(shapes, values):

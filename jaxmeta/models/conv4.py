@@ -22,6 +22,11 @@ class Conv4Body(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool, weights: jax.Array | None = None) -> jax.Array:
         """Embed `[examples, height, width, channels]` as `[examples, features]`."""
+        if self.downsample == "pool" and min(inputs.shape[1:3]) < 16:
+            raise ValueError(
+                f"conv4 halves its images four times and needs 16x16 or more; given {list(inputs.shape[1:3])}. "
+                "Use larger images or downsample='stride'."
+            )
         hidden = inputs
         for _ in range(4):
             # No bias: the normalisation that follows subtracts it again.
