@@ -30,7 +30,8 @@ def results_table() -> str:
         if "accuracy" in row:
             value = f"{100 * row['accuracy']:.1f} +- {100 * row['ci95']:.1f} %"
             paper = f"{100 * row['paper']:.1f} %" if row.get("paper") else "-"
-            task = f"{row['ways']}-way {row['shots']}-shot, {row['queries']} {'query' if row['queries'] == 1 else 'queries'} a class"
+            queries = "1 query" if row["queries"] == 1 else f"{row['queries']} queries"
+            task = f"{row['ways']}-way {row['shots']}-shot, {queries} a class"
         else:
             value = f"mse {row['mse']:.2f} +- {row['ci95']:.2f}"
             paper = f"{row['paper']:.2f}" if row.get("paper") else "-"
