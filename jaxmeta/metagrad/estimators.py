@@ -24,8 +24,8 @@ def mean_over_tasks(tree: PyTree) -> PyTree:
     def mean(leaf):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return leaf[0]
-        # A product with the tasks' shares: XLA's sum over a leading axis is ten times slower on a
-        # CPU, a quarter of a whole meta-step. Highest precision, or some accelerators would round.
+        # A product with the tasks' shares: XLA's sum over a leading axis was a quarter of a
+        # whole meta-step on a CPU. Highest precision, or some accelerators would round.
         share = jnp.full(leaf.shape[:1], 1.0 / leaf.shape[0], leaf.dtype)
         return jnp.tensordot(share, leaf, 1, precision="highest")
 
