@@ -244,7 +244,3 @@ def _print_result(result: dict) -> None:
 def _fail(code: int, message: str) -> int:
     print(f"jaxmeta: {message}", file=sys.stderr)
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -152,6 +152,11 @@ def check_config(config: Config) -> None:
         raise ConfigError(
             f"--checkpoint-every must be a multiple of --log-every {config.log_every}; given {config.checkpoint_every}."
         )
+    # An option that would do nothing is a mistake of the caller's.
+    if config.dataset != "omniglot" and config.split != Config.split:
+        raise ConfigError(f"--split {config.split} is for --dataset omniglot; {config.dataset} has one split only.")
+    if config.dataset == "sinusoid" and config.data_dir is not None:
+        raise ConfigError(f"--dataset sinusoid reads no data: leave out --data-dir; given {config.data_dir}.")
     if config.seed >= 2**32:
         raise ConfigError(f"--seed must be below 2**32; given {config.seed}.")
     if config.dataset != "sinusoid" and config.ways < 2:

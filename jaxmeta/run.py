@@ -149,7 +149,7 @@ def _finished(out: Path, train_state: TrainState, config: Config) -> dict[str, A
         return None
     with contextlib.suppress(ValueError):
         result = json.loads((out / "result.json").read_text())
-        return result if result.get("steps") == config.steps else None
+        return result if isinstance(result, dict) and result.get("steps") == config.steps else None
     return None
 
 

@@ -1,5 +1,6 @@
 """The command line as a person meets it: results, files, exit codes, interruptions."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -223,6 +224,9 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, capsys):
         (["train", "--ways", "five"], "five"),
         (["train", "--ways", "0"], "--ways must be at least 1; given 0"),
         (["train", "--ways", "1"], "--ways must be at least 2"),
+        (["train", "--split", "random"], "--split random is for --dataset omniglot"),
+        (["train", "--dataset", "sinusoid", "--data-dir", "x"], "--dataset sinusoid reads no data"),
+        (["train", "--dataset", "omniglot", "--split", "rndom", "--data-dir", "x"], "no split 'rndom'"),
         (["train", "--seed", "-1"], "--seed must be at least 0"),
         (["train", "--seed", "5000000000"], "--seed must be below 2**32"),
         (["train", "--dataset", "sinusoid", "--model", "conv4"], "--model conv4 does not fit --dataset sinusoid"),
@@ -312,7 +316,7 @@ def test_help_explains_every_option_with_its_default():
         assert f"--{name} " in text or f"--{name}," in text, name
     # Every option has a line "(default: ...)".
     words = " ".join(text.replace("│", " ").split())
-    assert words.count("(default:") >= len(OPTIONS.split())
+    assert words.count("(default:") == len(dataclasses.fields(Config)) + len(["out", "resume"])
     assert "--episodes" in command("evaluate", "--help").stdout
 
 
