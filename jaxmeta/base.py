@@ -63,7 +63,7 @@ class Model(NamedTuple):
 
 
 class MetaLearner(NamedTuple):
-    """A meta-learning algorithm as four pure functions, each for ONE task.
+    """A meta-learning algorithm as pure functions, each for ONE task.
 
     Attributes:
       init: `(key, example_inputs) -> meta_params, state`.
@@ -72,45 +72,78 @@ class MetaLearner(NamedTuple):
       predict: `(adapted, batch, key) -> outputs [examples, ...]`. Targets are not read.
       loss: `(meta_params, state, episode, key, step) -> scalar, (state, metrics)`;
         `step` is the outer step, for what is annealed over training.
+      unroll: `(meta_params, state, inner, episode, key, step, *, num_steps=None) ->
+        scalar, (inner, adapted, (state, metrics))`: as `loss`, but it goes on from where
+        an earlier call stopped; inner=None is the beginning. None for a learner without
+        an inner loop. Estimators that look beyond one loss need it.
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
     adapt: Callable[..., PyTree]
     predict: Callable[[PyTree, Batch, Key], jax.Array]
     loss: Callable[..., tuple[jax.Array, tuple[PyTree, Metrics]]]
+    unroll: Callable[..., tuple[jax.Array, tuple[PyTree, PyTree, Any]]] | None = None
+
+
+class LoopInputs(NamedTuple):
+    """Everything that an inner loop depends on: the arguments of its objective, phi being the start.
+
+    The anchor is the centre of the proximal term, `()` without one.
+    """
+
+    phi: PyTree
+    theta: PyTree
+    state: PyTree
+    data: PyTree
+    key: Key
+    anchor: PyTree
 
 
 class Loop(NamedTuple):
     """An inner loop as data, for a `MetaGrad` to run and to differentiate.
 
+    The inputs are explicit, so that a strategy with a derivative rule of its own sees
+    them, and can name a meta-parameter that it cannot differentiate.
+
     Attributes:
-      init: The first carry, a pair `(phi, opt_state)`.
-      step: `(carry, index) -> carry, per_step`, the body of a `jax.lax.scan`;
-        per_step is `()` unless a record of every step was asked for.
+      inputs: The `LoopInputs`.
+      init: `(inputs) -> carry`, the first pair `(phi, opt_state)`.
+      step: `(inputs, carry, index) -> carry, per_step`; per_step is `()` unless a record
+        of every step was asked for.
+      first_step: Index of the first step, 0 unless an earlier loop is continued.
       num_steps: Number of steps, a Python int.
-      optimality: `(phi) -> tree like phi` that is zero at a solution, for
-        strategies that differentiate the solution and not the path; else None.
+      optimality: `(phi, inputs) -> tree like phi` that is zero at a solution, for
+        strategies that differentiate the solution and not the path.
     """
 
-    init: PyTree
-    step: Callable[[PyTree, jax.Array], tuple[PyTree, PyTree]]
+    inputs: LoopInputs
+    init: Callable[[LoopInputs], PyTree]
+    step: Callable[[LoopInputs, PyTree, jax.Array], tuple[PyTree, PyTree]]
+    first_step: int | jax.Array
     num_steps: int
-    optimality: Callable[[PyTree], PyTree] | None
+    optimality: Callable[[PyTree, LoopInputs], PyTree]
+
+
+def _serves_every_loop(num_steps: int, proximal: float) -> None:
+    """Refuse nothing."""
 
 
 class MetaGrad(NamedTuple):
     """How ONE inner loop is differentiated, with one hook for each time scale.
 
     Attributes:
-      grad: Turns `objective(phi, theta, state, data, key) -> scalar, aux` into a
-        function of the same arguments that returns `grads like phi, aux`.
-      step: Wraps one inner update (rematerialisation belongs here).
+      grad: Turns `objective(phi, *others) -> scalar, aux` into a function of the same
+        arguments that returns `grads like phi, aux`.
+      step: Wraps the `step` of a `Loop` (rematerialisation belongs here).
       solve: Runs a `Loop` and returns `carry, per_step`.
+      check: `(num_steps, proximal) -> None`, called when a loop is made: raises
+        ValueError for one that the strategy cannot serve.
     """
 
     grad: Callable[[Callable], Callable]
     step: Callable[[Callable], Callable]
     solve: Callable[[Loop], tuple[PyTree, PyTree]]
+    check: Callable[[int, float], None] = _serves_every_loop
 
 
 class Estimator(NamedTuple):
@@ -134,13 +167,15 @@ class InnerResult(NamedTuple):
     Attributes:
       phi: The adapted parameters.
       opt_state: The state of the inner optimiser after the last step.
-      per_step: None, or (where asked for) a dict: `phi` after each step, leaves
-        `[num_steps, ...]`, and `grad_norm` `[num_steps]`.
+      per_step: None, or (where asked for) a dict of records with a leading axis
+        `[num_steps, ...]`: `phi` after each step, `loss` and `grad_norm` before it.
+      next_step: Index of the step that would come next.
     """
 
     phi: PyTree
     opt_state: PyTree
     per_step: PyTree | None
+    next_step: int | jax.Array
 
 
 class TrainState(NamedTuple):

@@ -29,7 +29,9 @@ def test_no_steps_returns_the_start():
 
 
 def test_record_keeps_every_step():
-    result = inner_loop(objective, optax.sgd(0.1), 3, record=True)(jnp.ones(2), (), (), 0.0, jax.random.key(0))
+    result = inner_loop(objective, optax.sgd(0.1), 3, record=["phi", "grad_norm"])(
+        jnp.ones(2), (), (), 0.0, jax.random.key(0)
+    )
     assert result.per_step["phi"].shape == (3, 2) and result.per_step["grad_norm"].shape == (3,)
     np.testing.assert_array_equal(result.per_step["phi"][-1], result.phi)
 

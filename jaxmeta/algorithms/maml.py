@@ -13,6 +13,7 @@ import jax
 
 from jaxmeta.base import Batch, MetaGrad, MetaLearner, Model, PyTree
 from jaxmeta.inner import InnerOptimizer, inner_loop
+from jaxmeta.inner.loop import continue_loop
 from jaxmeta.losses import CRITERIA, Criterion
 
 NORMS = ("transductive", "inductive")
@@ -31,8 +32,10 @@ def maml(
     inner_optimizer: InnerOptimizer,
     num_steps: int = 1,
     metagrad: MetaGrad | None = None,
+    proximal: float = 0.0,
     criterion: Criterion = CRITERIA["classification"],
     norm: str = "transductive",
+    log_grad_norms: bool = False,
 ) -> MetaLearner:
     """Make the MAML learner.
 
@@ -41,16 +44,20 @@ def maml(
       inner_optimizer: Any optax transformation, or a function of the meta-parameters that gives one.
       num_steps: Inner steps in training; `adapt` takes another number.
       metagrad: How the inner loop is differentiated; exact second order if None.
+      proximal: Strength of the pull of the adapted parameters towards the initialisation;
+        with `metagrad=implicit()` this is iMAML.
       criterion: Loss of both loops, and metrics.
       norm: "transductive" normalises the query set by its own statistics, as in the
         paper; "inductive" by those of the support set under the adapted parameters, so
         that no query example is seen through another.
+      log_grad_norms: Add the norm of the gradient at every inner step to the metrics, as
+        "inner_grad_norm_1" and so on.
 
     Returns:
       A `MetaLearner` whose meta-parameters are the initialisation.
 
     Raises:
-      ValueError: if `norm` is neither.
+      ValueError: if `norm` is neither; for an inner loop that the strategy cannot serve.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -65,20 +72,23 @@ def maml(
     """
     if norm not in NORMS:
         raise ValueError(f"maml needs norm='transductive' or 'inductive'; given {norm!r}.")
-    training_steps = num_steps
 
     def objective(phi, theta, state, support, key):
         outputs, state = model.apply(phi, state, support.inputs, key=key, train=True, weights=support.weights)
         return criterion.loss(outputs, support.targets, support.weights), state
 
-    def adapt(meta_params, state, support: Batch, key, *, num_steps=None):
-        steps = training_steps if num_steps is None else num_steps
-        key_loop, key_statistics = jax.random.split(key)
-        solve = inner_loop(objective, inner_optimizer, steps, metagrad)
-        phi = solve(meta_params, meta_params, state, support, key_loop).phi
+    record = ["grad_norm"] if log_grad_norms else []
+    solve = inner_loop(objective, inner_optimizer, num_steps, metagrad, proximal=proximal, record=record)
+
+    def finish(phi, meta_params, state, support, key):
         if norm == "inductive":
-            _, state = objective(phi, meta_params, state, support, key_statistics)
+            _, state = objective(phi, meta_params, state, support, key)
         return Adapted(phi, state)
+
+    def adapt(meta_params, state, support: Batch, key, *, num_steps=None):
+        key_loop, key_statistics = jax.random.split(key)
+        phi = solve(meta_params, meta_params, state, support, key_loop, num_steps=num_steps).phi
+        return finish(phi, meta_params, state, support, key_statistics)
 
     def predict(adapted: Adapted, batch: Batch, key):
         del key  # A prediction has no noise: whatever the statistics are, dropout is off.
@@ -92,12 +102,23 @@ def maml(
         )
         return outputs
 
-    def loss(meta_params, state, episode, key, step):
+    def unroll(meta_params, state, inner, episode, key, step, *, num_steps=None):
+        del step
+        support, query = episode
         key_adapt, key_predict = jax.random.split(key)
-        adapted = adapt(meta_params, state, episode.support, key_adapt)
-        query = episode.query
+        key_loop, key_statistics = jax.random.split(key_adapt)
+        inner, result = continue_loop(solve, inner, meta_params, meta_params, state, support, key_loop, num_steps)
+        adapted = finish(result.phi, meta_params, state, support, key_statistics)
         outputs = predict(adapted, query, key_predict)
         metrics = {name: fn(outputs, query.targets, query.weights) for name, fn in criterion.metrics.items()}
-        return criterion.loss(outputs, query.targets, query.weights), (adapted.state, metrics)
+        if log_grad_norms:
+            norms = result.per_step["grad_norm"]
+            metrics |= {f"inner_grad_norm_{step + 1}": norms[step] for step in range(norms.shape[0])}
+        value = criterion.loss(outputs, query.targets, query.weights)
+        return value, (inner, adapted, (adapted.state, metrics))
 
-    return MetaLearner(model.init, adapt, predict, loss)
+    def loss(meta_params, state, episode, key, step):
+        value, (_, _, outputs) = unroll(meta_params, state, None, episode, key, step)
+        return value, outputs
+
+    return MetaLearner(model.init, adapt, predict, loss, unroll)

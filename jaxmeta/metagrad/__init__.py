@@ -2,17 +2,49 @@
 
 from functools import partial
 
+from jaxmeta.metagrad.bootstrapped import bootstrapped
 from jaxmeta.metagrad.estimators import exact, mean_over_tasks
-from jaxmeta.metagrad.strategies import first_order, run_loop, unrolled
+from jaxmeta.metagrad.evolution import evolution, pes
+from jaxmeta.metagrad.forward import forward
+from jaxmeta.metagrad.implicit import conjugate_gradient, implicit, neumann
+from jaxmeta.metagrad.leaves import check_floats
+from jaxmeta.metagrad.mixed import MixedModeWarning, mixed_mode
+from jaxmeta.metagrad.strategies import first_order, truncated, unrolled
 
 METAGRADS = {
     "unrolled": unrolled,
-    "remat": partial(unrolled, remat=True),
+    "remat": partial(unrolled, remat="step"),
+    "remat_group": partial(unrolled, remat="group"),
+    "mixed_mode": mixed_mode,
     "first_order": first_order,
+    "truncated": truncated,
+    "implicit": implicit,
+    "forward": forward,
 }
 
 ESTIMATORS = {
     "exact": exact,
+    "evolution": evolution,
+    "pes": pes,
+    "bootstrapped": bootstrapped,
 }
 
-__all__ = ["ESTIMATORS", "METAGRADS", "exact", "first_order", "mean_over_tasks", "run_loop", "unrolled"]
+__all__ = [
+    "ESTIMATORS",
+    "METAGRADS",
+    "MixedModeWarning",
+    "bootstrapped",
+    "check_floats",
+    "conjugate_gradient",
+    "evolution",
+    "exact",
+    "first_order",
+    "forward",
+    "implicit",
+    "mean_over_tasks",
+    "mixed_mode",
+    "neumann",
+    "pes",
+    "truncated",
+    "unrolled",
+]

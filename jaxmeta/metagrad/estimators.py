@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.base import Estimator, PyTree
+from jaxmeta.metagrad.leaves import check_floats
 
 
 def mean_over_tasks(tree: PyTree) -> PyTree:
@@ -47,6 +48,7 @@ def exact() -> Estimator:
         return ()
 
     def value_and_grad(learner, meta_params, state, estimator_state, episodes, keys, step):
+        check_floats(meta_params, "meta_params")
         of_task = jax.value_and_grad(learner.loss, has_aux=True)
         per_task = jax.vmap(of_task, in_axes=(None, None, 0, 0, None))(meta_params, state, episodes, keys, step)
         value, grads = mean_over_tasks(per_task)

@@ -1,61 +1,48 @@
-"""How one inner loop is differentiated: the exact ways and the first-order one."""
+"""How one inner loop is differentiated: through its steps."""
 
 import jax
 
 from jaxmeta.base import Loop, MetaGrad
+from jaxmeta.metagrad.guards import no_derivative
+from jaxmeta.metagrad.paths import Remat, rematerialise, run_loop, run_steps
 
 
-def _identity(step):
-    return step
-
-
-def _inner_gradient(objective):
+def inner_gradient(objective):
+    """Differentiate an objective with respect to phi: `grads, aux`."""
     return jax.grad(objective, has_aux=True)
 
 
-def run_loop(loop: Loop):
-    """Run a `Loop` forwards by one `jax.lax.scan`.
-
-    Args:
-      loop: The loop; `num_steps=0` returns its first carry.
-
-    Returns:
-      The last carry, and the per-step records stacked along a new first axis.
-    """
-    # The scan keeps compilation time and program size independent of the number of steps.
-    return jax.lax.scan(loop.step, loop.init, jax.numpy.arange(loop.num_steps))
-
-
-def unrolled(*, remat: bool = False) -> MetaGrad:
+def unrolled(*, remat: Remat = None) -> MetaGrad:
     """Differentiate through every inner step: exact second order, reverse over reverse.
 
     `d phi_T / d theta = prod_t (I - a H(phi_t))` for gradient descent with rate `a`.
 
     Args:
-      remat: Keep only the carry of each inner step and recompute the rest on the way
-        back: memory of one step instead of all, for one more forward pass.
+      remat: What is computed again on the way back instead of kept. None: nothing.
+        "step": each step, from its carry `(phi, opt_state)`: the memory of one step and T
+        carries, for one more forward pass. "group": each of about sqrt(T) groups of steps,
+        then each step: about 2 sqrt(T) carries, for two more. The name of a member of
+        `jax.checkpoint_policies` such as "dots_saveable", or a policy: each step, but what it saves.
 
     Returns:
       A `MetaGrad`.
+
+    Raises:
+      ValueError: for an unknown `remat`.
 
     Example:
       >>> from jaxmeta import inner_loop
       >>> import jax, jax.numpy as jnp, optax
       >>> def objective(phi, theta, state, data, key):
       ...     return 0.5 * jnp.sum(phi**2), ()
-      >>> solve = inner_loop(objective, optax.sgd(0.1), 2, unrolled(remat=True))
+      >>> solve = inner_loop(objective, optax.sgd(0.1), 2, unrolled(remat="step"))
       >>> adapted = lambda theta: solve(theta, theta, (), (), jax.random.key(0)).phi
       >>> round(float(jax.grad(adapted)(1.0)), 6)  # (1 - 0.1)^2
       0.81
 
     Source: Finn, Abbeel and Levine, 2017, arXiv 1703.03400.
     """
-
-    def step(step_fn):
-        # prevent_cse is for code outside of a scan; inside it only costs time.
-        return jax.checkpoint(step_fn, prevent_cse=False) if remat else step_fn
-
-    return MetaGrad(_inner_gradient, step, run_loop)
+    return MetaGrad(inner_gradient, *rematerialise(remat))
 
 
 def first_order() -> MetaGrad:
@@ -81,7 +68,7 @@ def first_order() -> MetaGrad:
     """
 
     def grad(objective):
-        exact = _inner_gradient(objective)
+        exact = inner_gradient(objective)
 
         def stopped(*args):
             grads, aux = exact(*args)
@@ -89,4 +76,59 @@ def first_order() -> MetaGrad:
 
         return stopped
 
-    return MetaGrad(grad, _identity, run_loop)
+    return MetaGrad(grad, *rematerialise(None))
+
+
+def truncated(num_steps: int = 1, *, remat: Remat = None) -> MetaGrad:
+    """Differentiate through the last inner steps only; those before are a constant.
+
+    `d L(phi_T) / d theta ~ sum_{t > T-k} dL/dphi_T prod_{s > t} (I - a H(phi_s)) d update_t / d theta`
+
+    Biased: what theta did earlier is not seen, so that the horizon looks shorter than it
+    is. For meta-parameters that act in every step (rates, weights of the loss). A learned
+    start of the loop has no gradient at all through it, and is refused.
+
+    Args:
+      num_steps: How many steps, k, at least 1; all of a shorter loop.
+      remat: As in `unrolled`; "group" is for longer stretches than this is made for.
+
+    Returns:
+      A `MetaGrad`. It raises ValueError at trace time when the start of the loop is learned.
+
+    Raises:
+      ValueError: for less than one step, or an unknown `remat`.
+
+    Example:
+      >>> from jaxmeta import inner_loop
+      >>> import jax, jax.numpy as jnp, optax
+      >>> def objective(phi, theta, state, data, key):
+      ...     return 0.5 * jnp.sum((phi - theta)**2), ()
+      >>> solve = inner_loop(objective, optax.sgd(0.1), 5, truncated(2))
+      >>> adapted = lambda theta: solve(jnp.zeros(()), theta, (), (), jax.random.key(0)).phi
+      >>> round(float(jax.grad(adapted)(1.0)), 6)  # 0.1 + 0.1 (1 - 0.1)
+      0.19
+
+    Source: Shaban, Cheng, Hatch and Boots, 2019, arXiv 1810.10667.
+    """
+    if num_steps < 1:
+        raise ValueError(f"truncated needs at least one step to differentiate; given {num_steps}.")
+    if remat == "group":
+        raise ValueError("truncated takes remat=None, 'step' or a policy; 'group' is for unrolled().")
+    step, _ = rematerialise(remat)
+
+    def solve(loop: Loop):
+        cut = loop.num_steps - num_steps
+        if cut <= 0:
+            return run_loop(loop)
+        reason = (
+            f"truncated({num_steps}) of {loop.num_steps} steps cannot see the start of the inner loop, which depends "
+            "on a meta-parameter: its gradient would be zero. Say that this is meant by jax.lax.stop_gradient(phi), "
+            "or use unrolled(remat='step') or mixed_mode()."
+        )
+        start = no_derivative(loop.inputs.phi, reason)
+        constant = jax.lax.stop_gradient(loop.inputs._replace(phi=start))
+        carry, early = run_steps(loop, constant, loop.init(constant), 0, cut)
+        carry, late = run_steps(loop, loop.inputs, jax.lax.stop_gradient(carry), cut, loop.num_steps)
+        return carry, jax.tree.map(lambda *leaves: jax.numpy.concatenate(leaves), early, late)
+
+    return MetaGrad(inner_gradient, step, solve)

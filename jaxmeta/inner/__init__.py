@@ -1,0 +1,18 @@
+"""The inner loop, optimisers for it, and the front door for problems that are not few-shot learning."""
+
+from jaxmeta.inner.bilevel import bilevel, meta_grad
+from jaxmeta.inner.loop import InnerOptimizer, Objective, inner_loop
+from jaxmeta.inner.optimizers import inner_adam, inner_momentum, inner_sgd, learning_rates, scale_by_rates
+
+__all__ = [
+    "InnerOptimizer",
+    "Objective",
+    "bilevel",
+    "inner_adam",
+    "inner_loop",
+    "inner_momentum",
+    "inner_sgd",
+    "learning_rates",
+    "meta_grad",
+    "scale_by_rates",
+]
