@@ -17,6 +17,7 @@ ROOMS = [
     "losses",
     "metagrad",
     "inner",
+    "check",
     "models",
     "algorithms",
     "data",

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmeta import inner_loop
+from jaxmeta import inner_adam, inner_loop, inner_momentum, inner_sgd, learning_rates, meta_grad
 
 
 def objective(phi, theta, state, data, key):
@@ -48,3 +48,172 @@ def test_optimiser_state_does_not_leak_between_tasks():
 def test_refuses_negative_steps():
     with pytest.raises(ValueError, match="num_steps >= 0; given -1"):
         inner_loop(objective, optax.sgd(0.1), -1)
+
+
+def bowl(phi, theta, state, data, key):
+    return sum(0.5 * jnp.sum(leaf**2) for leaf in jax.tree.leaves(phi)), ()
+
+
+KEY = jax.random.key(0)
+PHI = {"body": {"kernel": jnp.ones([2, 3]), "bias": jnp.ones(3)}, "head": jnp.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("rate", "per_step", "body", "head"),
+    [
+        (0.5, False, 0.25, 0.25),
+        ({"body": 0.0, "head": 0.5}, False, 1.0, 0.25),
+        ({"body": {"kernel": 0.5, "bias": jnp.full(3, 0.5)}, "head": jnp.array([0.5, 0.5])}, False, 0.25, 0.25),
+        (jnp.array([0.5, 0.0]), True, 0.5, 0.5),
+        ({"body": jnp.array([0.5, 0.0]), "head": jnp.array([0.5])}, True, 0.5, 0.25),
+    ],
+    ids=["one", "per layer", "per parameter", "per step", "per layer and step, the last held"],
+)
+def test_learning_rate_specs(rate, per_step, body, head):
+    """Two steps of phi <- (1 - rate) phi."""
+    for spec in (rate, lambda theta: theta):
+        phi = inner_loop(bowl, inner_sgd(spec, per_step=per_step), 2)(PHI, rate, (), (), KEY).phi
+        np.testing.assert_allclose(phi["body"]["kernel"], jnp.full([2, 3], body))
+        np.testing.assert_allclose(phi["body"]["bias"], jnp.full(3, body))
+        np.testing.assert_allclose(phi["head"], jnp.full(2, head))
+
+
+@pytest.mark.parametrize("per", ["leaf", "parameter"])
+@pytest.mark.parametrize("num_steps", [None, 3])
+def test_learned_rates_have_a_gradient(per, num_steps):
+    theta = learning_rates(PHI, 0.1, per=per, num_steps=num_steps)
+
+    def meta_loss(theta):
+        solve = inner_loop(bowl, inner_sgd(lambda theta: theta, per_step=num_steps is not None), 3)
+        return bowl(solve(PHI, theta, (), (), KEY).phi, (), (), (), None)[0]
+
+    gradient = jax.grad(meta_loss)(theta)
+    # One rate: d/da 1/2 n (1 - a)^6 = -3 n (1 - a)^5 for the n numbers that it stands for.
+    numbers = 6 if per == "leaf" else 1
+    total = jnp.sum(gradient["body"]["kernel"]) / (1 if per == "leaf" else 6)
+    np.testing.assert_allclose(total, -3 * numbers * 0.9**5, rtol=1e-5)
+    assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, theta)
+
+
+@pytest.mark.parametrize(
+    ("ours", "reference"),
+    [
+        (inner_sgd(0.1), optax.sgd(0.1)),
+        (inner_momentum(0.1), optax.sgd(0.1, momentum=0.9)),
+        (inner_momentum(0.1, decay=0.5, nesterov=True), optax.sgd(0.1, momentum=0.5, nesterov=True)),
+        (inner_adam(0.1), optax.adam(0.1)),
+        (inner_adam(0.1, b1=0.5, b2=0.9, eps=1e-4), optax.adam(0.1, b1=0.5, b2=0.9, eps=1e-4, eps_root=1e-8)),
+    ],
+)
+def test_inner_optimizers_take_the_steps_of_optax(x64, ours, reference):
+    start, data = jnp.array([1.0, -2.0, 3.0]), jnp.array([0.3, 0.2, 0.1])
+    given, expected = (
+        inner_loop(objective, optimizer, 6)(start, (), (), data, KEY).phi for optimizer in (ours, reference)
+    )
+    np.testing.assert_allclose(given, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_adam_is_finite_where_plain_adam_is_not(x64, dtype):
+    """A parameter whose gradient is exactly zero: its second moment is zero, and sqrt has no derivative there."""
+
+    def masked(phi, theta, state, data, key):
+        return jnp.sum(jnp.sin(phi) * data), ()
+
+    def meta_gradient(optimizer):
+        solve = inner_loop(masked, optimizer, 2)
+        data = jnp.array([1.0, 0.0], dtype)
+        return jax.grad(lambda theta: jnp.sum(solve(theta, (), (), data, KEY).phi ** 2))(jnp.array([0.5, 0.5], dtype))
+
+    plain, safe = meta_gradient(optax.adam(0.1)), meta_gradient(inner_adam(0.1))
+    assert jnp.isnan(plain[1]) and jnp.isfinite(plain[0])
+    assert jnp.isfinite(safe).all() and safe.dtype == dtype
+    np.testing.assert_allclose(safe, [plain[0], 1.0], rtol=1e-4)
+
+
+def test_going_on_equals_one_longer_loop(x64):
+    """Also with noise, momentum and a proximal term: step numbers, state and anchor go on."""
+    data = jnp.array([0.3, 0.2])
+    solve = inner_loop(objective, inner_adam(0.1), 3, proximal=0.5)
+    whole = solve(jnp.ones(2), (), (), data, KEY, num_steps=5)
+    half = solve(jnp.ones(2), (), (), data, KEY)
+    rest = solve(
+        half.phi,
+        (),
+        (),
+        data,
+        KEY,
+        num_steps=2,
+        opt_state=half.opt_state,
+        first_step=half.next_step,
+        anchor=jnp.ones(2),
+    )
+    assert half.next_step == 3 and rest.next_step == 5
+    np.testing.assert_allclose(rest.phi, whole.phi, rtol=1e-12)
+
+
+def test_the_front_door_equals_grad_of_the_written_out_problem(x64):
+    def outer_loss(phi, theta, state, data, key):
+        return jnp.sum((phi - data) ** 2) + jnp.sum(theta**2), {"distance": jnp.sum(jnp.abs(phi - data))}
+
+    def inner(phi, theta, state, data, key):
+        return jnp.sum(jnp.cosh(phi - theta * data)), ()
+
+    gradient = meta_grad(outer_loss, inner_loop(inner, inner_sgd(0.1), 2), start=lambda theta: jnp.zeros(2))
+    theta, data, goal = jnp.array([0.5, -0.5]), jnp.array([1.0, 2.0]), jnp.array([0.1, 0.2])
+    (value, aux), grads = jax.jit(gradient)(theta, (), data, goal, KEY)
+
+    def written_out(theta):
+        phi = jnp.zeros(2)
+        for _ in range(2):
+            phi = phi - 0.1 * jnp.sinh(phi - theta * data)
+        return jnp.sum((phi - goal) ** 2) + jnp.sum(theta**2)
+
+    expected_value, expected = jax.value_and_grad(written_out)(theta)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-12)
+    np.testing.assert_allclose(grads, expected, rtol=1e-12)
+    assert aux["distance"].shape == ()
+
+
+def changing_state():
+    """An optimiser whose state grows: no loop can carry it."""
+    return optax.GradientTransformation(
+        lambda params: jnp.zeros(1), lambda updates, state, params=None: (updates, jnp.concatenate([state, state]))
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: inner_loop(bowl, optax.sgd(0.1), 1, proximal=-1.0), "proximal >= 0; given -1.0"),
+        (lambda: inner_loop(bowl, optax.sgd(0.1), 1, record="phi"), "list of phi, loss, grad_norm; given 'phi'"),
+        (lambda: inner_loop(bowl, optax.sgd(0.1), 1, record=["grads"]), r"given \['grads'\]"),
+        (lambda: inner_loop(bowl, changing_state(), 1)(PHI, (), (), (), KEY), r"state: .* needed float32\[1\], given"),
+        (
+            lambda: inner_loop(bowl, optax.adam(0.1), 1)(PHI, (), (), (), KEY, opt_state=optax.sgd(0.1).init(PHI)),
+            "opt_state does not belong to this optimiser",
+        ),
+        (
+            lambda: inner_loop(bowl, optax.adam(0.1), 1)(PHI, (), (), (), KEY, opt_state=optax.adam(0.1).init(0.0)),
+            "opt_state does not belong to this optimiser",
+        ),
+        (lambda: inner_loop(bowl, optax.sgd(0.1), 1)(jnp.arange(3), (), (), (), KEY), "phi is int32.*no gradient"),
+        (
+            lambda: inner_loop(bowl, inner_sgd({"body": 0.1}), 1)(PHI, (), (), (), KEY),
+            "learning rates do not fit the parameters",
+        ),
+        (
+            lambda: inner_loop(bowl, inner_sgd({"body": 0.1, "head": jnp.ones(5)}), 1)(PHI, (), (), (), KEY),
+            r"rate of shape \[5\] meets a parameter of \[2\]",
+        ),
+        (
+            lambda: inner_loop(bowl, inner_sgd(0.1, per_step=True), 1)(PHI, (), (), (), KEY),
+            "needs a leading axis of steps",
+        ),
+        (lambda: inner_adam(0.1, eps_root=0.0), "eps_root > 0.*NaN wherever an inner gradient is 0"),
+        (lambda: learning_rates(PHI, 0.1, per="layer"), "per='leaf' or 'parameter'; given 'layer'"),
+    ],
+)
+def test_bad_input(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

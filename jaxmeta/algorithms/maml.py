@@ -111,7 +111,7 @@ def maml(
         adapted = finish(result.phi, meta_params, state, support, key_statistics)
         outputs = predict(adapted, query, key_predict)
         metrics = {name: fn(outputs, query.targets, query.weights) for name, fn in criterion.metrics.items()}
-        if log_grad_norms:
+        if result.per_step is not None:
             norms = result.per_step["grad_norm"]
             metrics |= {f"inner_grad_norm_{step + 1}": norms[step] for step in range(norms.shape[0])}
         value = criterion.loss(outputs, query.targets, query.weights)

@@ -62,9 +62,9 @@ def assert_meta_grad_correct(
 
     Example:
       >>> import jax
-      >>> from jaxmeta import first_order
-      >>> problem = quadratic(jax.random.key(0)).problem
-      >>> [check.leaf for check in assert_meta_grad_correct(problem)]
+      >>> from jaxmeta import check, first_order
+      >>> problem = check.quadratic(jax.random.key(0)).problem
+      >>> [row.leaf for row in assert_meta_grad_correct(problem)]
       ["theta['offset']", "theta['start']"]
       >>> assert_meta_grad_correct(problem, first_order())
       Traceback (most recent call last):
@@ -99,8 +99,8 @@ def assert_meta_grad_correct(
             for check in wrong
         ]
         raise AssertionError(
-            f"The meta-gradient is wrong: {len(wrong)} of {len(checks)} leaves miss a relative error of {tolerance:g} or "
-            "the order 2 of a central difference. Where the objective has kinks, try a smaller step=.\n"
+            f"The meta-gradient is wrong: {len(wrong)} of {len(checks)} leaves miss a relative error of {tolerance:g} "
+            "or the order 2 of a central difference. Where the objective has kinks, try a smaller step=.\n"
             + "\n".join(lines)
         )
     return checks
@@ -111,9 +111,9 @@ def _check_leaf(name, along, derivative, scale, norm) -> LeafCheck:
     ends = [(along(step), along(-step)) for step in steps]
     differences = [(up - down) / (2 * step) for step, (up, down) in zip(steps, ends, strict=True)]
     errors = [abs(difference - derivative) for difference in differences]
-    # What rounding of the loss alone does to a difference: no order is left below that.
+    # What rounding does to a difference: no order is left below that.
     largest = max(abs(value) for pair in ends for value in pair)
-    floors = [64 * np.finfo(np.float64).eps * largest / step for step in steps]
+    floors = [max(64 * np.finfo(np.float64).eps * largest / step, 1e-11 * norm) for step in steps]
     orders = [
         np.log2(errors[i] / errors[i + 1])
         for i in range(len(steps) - 1)

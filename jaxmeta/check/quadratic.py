@@ -64,8 +64,9 @@ def quadratic(
 
     Example:
       >>> import jax, numpy as np
+      >>> from jaxmeta import check
       >>> case = quadratic(jax.random.key(0))
-      >>> gradient = jax.grad(meta_loss_of(case.problem))(case.problem.theta)
+      >>> gradient = jax.grad(check.meta_loss_of(case.problem))(case.problem.theta)
       >>> np.testing.assert_allclose(gradient["start"], case.unrolled()["start"], rtol=1e-4)
     """
     keys = jax.random.split(key, 4)

@@ -1,10 +1,10 @@
-"""Making explicit what a function closes over."""
+"""Looking into a function by tracing it: what it closes over, and which operations it is made of."""
 
 from collections.abc import Callable
 
 import jax
 from jax.core import Tracer
-from jax.extend.core import jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun, subjaxprs
 
 
 def hoist(function: Callable, *args) -> tuple[Callable, list]:
@@ -31,3 +31,16 @@ def hoist(function: Callable, *args) -> tuple[Callable, list]:
         return jax.tree.unflatten(structure, outputs)
 
     return converted, [closed.consts[place] for place in places]
+
+
+def operations(function: Callable, *args) -> set[str]:
+    """Return the names of the primitives that a function is made of, those of its inner programs too."""
+    return set(_names(jax.make_jaxpr(function)(*args)))
+
+
+def _names(program: Jaxpr | ClosedJaxpr):
+    jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+    for inner in subjaxprs(jaxpr):
+        yield from _names(inner)

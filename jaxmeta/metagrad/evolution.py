@@ -121,6 +121,7 @@ def pes(*, std: float = 0.01, num_pairs: int = 4, num_unrolls: int = 4, stagger:
 def _in_unrolls(name, std, num_pairs, num_unrolls, *, stagger, accumulate):
     def init(key, learner, meta_params, state, episodes):
         unroll = unroll_of(learner, name)
+        check_floats(meta_params, "meta_params")
         num_tasks = jax.tree.leaves(episodes)[0].shape[0]
 
         def of_task(episode, key):

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from jaxmeta.base import Loop, MetaGrad
@@ -49,15 +50,15 @@ def forward(*, max_meta_params: int = 256) -> MetaGrad:
     def solve(loop: Loop):
         # What the loop closes over is hoisted into arguments, or the rule would not see it.
         run, hoisted = hoist(lambda inputs: run_loop(loop._replace(inputs=inputs)), loop.inputs)
-        floats, names, merge = split_floats((loop.inputs, hoisted))
+        floats, names, rest, merge = split_floats((loop.inputs, hoisted))
         names = [_short(name) for name in names]
 
-        def run_from(floats):
-            inputs, hoisted = merge(floats)
+        def run_from(floats, rest):
+            inputs, hoisted = merge(floats, rest)
             return run(inputs, *hoisted)
 
         def rule(primals, tangents):
-            (floats,), (tangents,) = primals, tangents
+            (floats, rest), (tangents, _) = primals, tangents
             moving = [place for place, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
             _check_number([(names[place], floats[place]) for place in moving], max_meta_params)
 
@@ -65,7 +66,7 @@ def forward(*, max_meta_params: int = 256) -> MetaGrad:
                 moved = list(floats)
                 for place, leaf in zip(moving, leaves, strict=True):
                     moved[place] = leaf
-                return run_from(moved)
+                return run_from(moved, rest)
 
             outputs, jacobian = _jacobian(of_moving, [floats[place] for place in moving])
             direction = jnp.concatenate([jnp.ravel(tangents[place]) for place in moving])
@@ -73,7 +74,7 @@ def forward(*, max_meta_params: int = 256) -> MetaGrad:
 
         with_rule = jax.custom_jvp(run_from)
         with_rule.defjvp(rule, symbolic_zeros=True)
-        return with_rule(floats)
+        return with_rule(floats, rest)
 
     return MetaGrad(inner_gradient, *rematerialise(None)[:1], solve)
 
@@ -94,7 +95,7 @@ def _jacobian(function, leaves):
 
 def _contract(direction, rows, output):
     if not is_float(output):
-        return rows[0]  # Of JAX's empty type: whole numbers have no derivative.
+        return np.zeros(jnp.shape(output), jax.dtypes.float0)  # Whole numbers have no derivative.
     return jnp.tensordot(direction.astype(output.dtype), rows, 1, precision="highest")
 
 

@@ -158,15 +158,15 @@ def _run_guarded(loop: Loop):
         value if any(value is other for other in seen) else no_derivative(value, _unseen("that the loop closes over"))
         for value in hoisted
     ]
-    floats, names, merge = split_floats(loop.inputs)
-    on_path = _used(lambda floats: path(merge(floats))[0], floats)
-    at_solution = _used(lambda floats: loop.optimality(loop.inputs.phi, merge(floats)), floats)
+    floats, names, rest, merge = split_floats(loop.inputs)
+    on_path = _used(lambda floats: path(merge(floats, rest))[0], floats)
+    at_solution = _used(lambda floats: loop.optimality(loop.inputs.phi, merge(floats, rest)), floats)
     anchored = bool(jax.tree.leaves(loop.inputs.anchor))  # Then the solution depends on the start, as the anchor.
     guarded = [
         no_derivative(leaf, _unseen(name)) if path and not (solution or anchored and _is_start(name)) else leaf
         for leaf, name, path, solution in zip(floats, names, on_path, at_solution, strict=True)
     ]
-    return converted(merge(guarded), *hoisted)
+    return converted(merge(guarded, rest), *hoisted)
 
 
 def _is_start(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Which leaves of a tree can be differentiated, and how to name one."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,24 +19,38 @@ def map_floats(function: Callable, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: function(leaf) if is_float(leaf) else leaf, tree)
 
 
-def split_floats(tree: PyTree) -> tuple[list, list[str], Callable[[list], PyTree]]:
-    """Take a tree apart.
+class Split(NamedTuple):
+    """A tree taken apart.
 
-    Returns:
-      The leaves that can be differentiated, their names (the path in the tree), and a
-      function from such a list of leaves to the whole tree.
+    Attributes:
+      floats: The leaves that can be differentiated.
+      names: Their names, the paths in the tree.
+      rest: The other leaves.
+      merge: `(floats, rest) -> tree`.
     """
+
+    floats: list
+    names: list[str]
+    rest: list
+    merge: Callable[[list, list], PyTree]
+
+
+def split_floats(tree: PyTree) -> Split:
+    """Take a tree apart into what can be differentiated and what cannot."""
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    leaves = [leaf for _, leaf in paths]
-    places = [place for place, leaf in enumerate(leaves) if is_float(leaf)]
+    differentiable = [is_float(leaf) for _, leaf in paths]
 
-    def merge(floats):
-        merged = list(leaves)
-        for place, leaf in zip(places, floats, strict=True):
-            merged[place] = leaf
-        return jax.tree.unflatten(treedef, merged)
+    def merge(floats, rest):
+        floats, rest = iter(floats), iter(rest)
+        return jax.tree.unflatten(treedef, [next(floats if of_float else rest) for of_float in differentiable])
 
-    return [jnp.asarray(leaves[place]) for place in places], [name_of(paths[place][0]) for place in places], merge
+    pairs = list(zip(paths, differentiable, strict=True))
+    return Split(
+        [jnp.asarray(leaf) for (_, leaf), of_float in pairs if of_float],
+        [name_of(path) for (path, _), of_float in pairs if of_float],
+        [leaf for (_, leaf), of_float in pairs if not of_float],
+        merge,
+    )
 
 
 def name_of(path) -> str:

@@ -10,12 +10,14 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
 from jaxmeta.base import MetaGrad
-from jaxmeta.metagrad.closures import hoist
+from jaxmeta.metagrad.closures import hoist, operations
 from jaxmeta.metagrad.guards import reverse_only
 from jaxmeta.metagrad.leaves import split_floats
 from jaxmeta.metagrad.paths import Remat, rematerialise
 
 INNER_GRADIENT = "inner_gradient"
+# The tangents of a custom_vjp (JAX's name), and of this strategy in an objective that has a loop of its own.
+REVERSE_ONLY = {"custom_lin", "reverse_only_tangent"}
 NO_FORWARD = (
     "mixed_mode() has a reverse-mode rule of its own and cannot be differentiated forwards (jax.jvp, jax.jacfwd, "
     "jax.hessian). Use metagrad=unrolled(), or reverse mode over it (jax.jacrev(jax.grad(f)))."
@@ -80,13 +82,13 @@ def _forward_over_reverse(objective):
         # What the objective closes over is hoisted into arguments, or the rule would not see it.
         converted, hoisted = hoist(objective, *args)
         phi, *others = args
-        other_floats, _, merge = split_floats((others, hoisted))
+        floats, _, rest, merge = split_floats((others, hoisted))
 
-        def loss(phi, other_floats):
-            others, hoisted = merge(other_floats)
+        def loss(phi, floats, rest):
+            others, hoisted = merge(floats, rest)
             return converted(phi, *others, *hoisted)
 
-        grads, aux = _with_rule(loss)(*reverse_only((phi, other_floats), NO_FORWARD))
+        grads, aux = _with_rule(loss)(*reverse_only((phi, floats), NO_FORWARD), rest)
         return jax.tree.map(lambda leaf: checkpoint_name(leaf, INNER_GRADIENT), grads), aux
 
     return gradient
@@ -95,41 +97,50 @@ def _forward_over_reverse(objective):
 def _with_rule(loss):
     first = jax.grad(loss, has_aux=True)
 
-    def joint(phi, others):
-        return jax.grad(loss, argnums=(0, 1), has_aux=True)(phi, others)[0]
-
-    def forward(phi, others):
-        phi, others = jax.tree.map(lambda primal: primal.value, (phi, others))
-        return first(phi, others), (phi, others)
+    def forward(*args):
+        args = jax.tree.map(lambda primal: primal.value, args)
+        return first(*args), args
 
     def backward(residuals, cotangents):
-        phi, others = residuals
+        phi, floats, rest = residuals
         grads, aux = cotangents
-        total = jax.tree.map(jnp.zeros_like, (phi, others))
+        total = jax.tree.map(jnp.zeros_like, (phi, floats))
         if not all(isinstance(leaf, SymbolicZero) for leaf in jax.tree.leaves(grads)):
             direction = jax.tree.map(_instantiate, grads)
-            total = _second_order(joint, phi, others, direction)
+
+            def joint(phi, floats):
+                return jax.grad(loss, argnums=(0, 1), has_aux=True)(phi, floats, rest)[0]
+
+            total = _second_order(joint, phi, floats, direction)
         if any(_has_derivative(leaf) for leaf in jax.tree.leaves(aux)):
-            _, of_aux = jax.vjp(lambda phi, others: loss(phi, others)[1], phi, others)
+            _, of_aux = jax.vjp(lambda phi, floats: loss(phi, floats, rest)[1], phi, floats)
             total = jax.tree.map(jnp.add, total, of_aux(jax.tree.map(_instantiate, aux)))
-        return total
+        return *total, None  # Whole numbers and keys have no derivative.
 
     gradient = jax.custom_vjp(first)
     gradient.defvjp(forward, backward, symbolic_zeros=True)
     return gradient
 
 
-def _second_order(joint, phi, others, direction):
+def _second_order(joint, phi, floats, direction):
+    def product(phi, direction):
+        return jax.jvp(lambda phi: joint(phi, floats), (phi,), (direction,))[1]
+
     try:
-        return jax.jvp(lambda phi: joint(phi, others), (phi,), (direction,))[1]
+        # Under a trace JAX defers its error to the lowering, so the traced program is looked at.
+        reverse_only_operations = REVERSE_ONLY & operations(product, phi, direction)
+        missing = "an operation with a custom_vjp" if reverse_only_operations else None
     except (TypeError, NotImplementedError) as error:
-        warnings.warn(
-            f"mixed_mode: the objective has no forward derivative ({str(error).splitlines()[0]}). This inner gradient "
-            "is differentiated reverse over reverse: right, but with the memory of unrolled(remat='step').",
-            MixedModeWarning,
-            stacklevel=2,
-        )
-    return jax.vjp(lambda phi, others: joint(phi, others)[0], phi, others)[1](direction)
+        missing = str(error).splitlines()[0]
+    if missing is None:
+        return product(phi, direction)
+    warnings.warn(
+        f"mixed_mode: the objective has no forward derivative ({missing}). This inner gradient is differentiated "
+        "reverse over reverse: right, but with the memory of unrolled(remat='step').",
+        MixedModeWarning,
+        stacklevel=2,
+    )
+    return jax.vjp(lambda phi, floats: joint(phi, floats)[0], phi, floats)[1](direction)
 
 
 def _instantiate(cotangent):

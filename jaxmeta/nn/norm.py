@@ -28,9 +28,10 @@ def batch_statistics(inputs: jax.Array, weights: jax.Array | None = None) -> tup
         mean = jnp.mean(inputs, axes)
         return mean, jnp.mean(jnp.square(inputs - mean), axes)
     # Shares of the total: a set of padding alone gives zeros, not a division by zero.
+    weights = jnp.asarray(weights, inputs.dtype)
     positions = max(1, inputs[0, ..., 0].size)
     share = weights / (jnp.maximum(jnp.sum(weights), 1e-6) * positions)
-    share = share.reshape(-1, *(1,) * (inputs.ndim - 1)).astype(inputs.dtype)
+    share = share.reshape(-1, *(1,) * (inputs.ndim - 1))
     mean = jnp.sum(inputs * share, axes)
     return mean, jnp.sum(jnp.square(inputs - mean) * share, axes)
 

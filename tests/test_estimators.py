@@ -1,0 +1,242 @@
+"""Estimators of the whole meta-gradient: closed forms, bias, state kept between steps, refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from conftest import tiny_model
+from jaxmeta import (
+    CRITERIA,
+    ESTIMATORS,
+    Episode,
+    bootstrapped,
+    evolution,
+    exact,
+    example_batch,
+    fit,
+    init_train_state,
+    inner_sgd,
+    make_train_step,
+    maml,
+    mlp,
+    pes,
+    truncated,
+    unrolled,
+)
+from jaxmeta.check import Problem, learner_of, meta_loss_of, quadratic
+
+KEY = jax.random.key(0)
+# Built so that each is cheap; a row without a case fails test_every_estimator_has_a_case.
+CASES = {
+    "exact": exact(),
+    "evolution": evolution(num_pairs=2),
+    "pes": pes(num_pairs=2, num_unrolls=2),
+    "bootstrapped": bootstrapped(),
+}
+
+
+def test_every_estimator_has_a_case():
+    assert set(CASES) == set(ESTIMATORS)
+
+
+def gradient_by(estimator, problem, key=KEY, tasks=1):
+    learner = learner_of(problem)
+    episodes = jax.tree.map(lambda leaf: jnp.stack([leaf] * tasks), Episode(problem.inner_data, problem.outer_data))
+    keys = jax.random.split(key, tasks)
+    estimator_state = estimator.init(key, learner, problem.theta, problem.state, episodes)
+    return estimator.value_and_grad(learner, problem.theta, problem.state, estimator_state, episodes, keys, 0)
+
+
+def test_exact_closed_form(x64):
+    case = quadratic(KEY)
+    _, gradient, _ = gradient_by(exact(), case.problem)
+    for name, expected in case.unrolled().items():
+        np.testing.assert_allclose(gradient[name], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("num_steps", "rate"), [(1, 0.0), (4, 0.0), (0, 0.5), (3, 0.5)])
+@pytest.mark.parametrize("proximal", [0.0, 2.0])
+def test_bootstrapped_closed_form(x64, proximal, num_steps, rate):
+    case = quadratic(KEY, proximal=proximal)
+    estimator = bootstrapped(num_steps=num_steps, rate=rate, match="parameters")
+    (loss, (_, metrics)), gradient, _ = gradient_by(estimator, case.problem)
+    for name, expected in case.bootstrapped(num_steps, rate).items():
+        np.testing.assert_allclose(gradient[name], expected, rtol=1e-12)
+    np.testing.assert_allclose(loss, meta_loss_of(case.problem)(case.problem.theta), rtol=1e-12)
+    assert metrics["matching"] > 0
+
+
+def linear_problem(num_steps=3, num_unrolls=1) -> Problem:
+    """An inner loop that is linear in theta: the meta-loss is quadratic, so smoothing it adds a constant only."""
+    matrix = jax.random.normal(jax.random.key(5), [3, 2])
+
+    def objective(phi, theta, state, data, key):
+        return 0.5 * jnp.sum((phi - matrix @ theta) ** 2 * jnp.array([0.2, 0.5, 1.0])), ()
+
+    def outer_loss(phi, theta, state, data, key):
+        return 0.5 * jnp.sum((phi - data) ** 2), ()
+
+    return Problem(
+        objective,
+        outer_loss,
+        jnp.array([0.5, -0.3]),
+        inner_sgd(0.3),
+        num_steps,
+        start=lambda theta: jnp.ones(3),
+        outer_data=jnp.array([1.0, -1.0, 0.5]),
+        num_unrolls=num_unrolls,
+    )
+
+
+def standard_errors(samples, exact_gradient):
+    """How many standard errors the mean of samples `[n, ...]` is away, in each component."""
+    noise = samples.std(0, ddof=1) / np.sqrt(len(samples))
+    return np.abs(samples.mean(0) - exact_gradient) / noise
+
+
+def test_evolution_is_unbiased(x64):
+    problem = linear_problem()
+    expected = jax.grad(meta_loss_of(problem))(problem.theta)
+    samples = jax.vmap(lambda key: gradient_by(evolution(std=0.3, num_pairs=2), problem, key)[1])(
+        jax.random.split(KEY, 4000)
+    )
+    assert (standard_errors(samples, expected) < 4).all()
+    # With one pair the noise is of the size that theory gives: the test has power.
+    assert np.linalg.norm(samples.std(0)) / np.sqrt(4000) < 0.05 * np.linalg.norm(expected)
+
+
+def samples_over_time(estimator, problem, num_tasks, rounds):
+    """Average the estimates of each whole round of unrolls: `[rounds, ...]`."""
+    learner = learner_of(problem)
+    data = jnp.stack([problem.outer_data] * num_tasks)
+    episodes = Episode((), data)
+    estimator_state = estimator.init(KEY, learner, problem.theta, (), episodes)
+
+    def step(estimator_state, key):
+        keys = jax.random.split(key, num_tasks)
+        _, gradient, estimator_state = estimator.value_and_grad(
+            learner, problem.theta, (), estimator_state, episodes, keys, 0
+        )
+        return estimator_state, gradient
+
+    _, gradients = jax.lax.scan(step, estimator_state, jax.random.split(KEY, rounds * problem.num_unrolls))
+    return np.asarray(gradients).reshape(rounds, problem.num_unrolls, -1).mean(1)
+
+
+def test_pes_is_unbiased_where_truncation_is_not(x64):
+    """Four unrolls of one step each; truncated estimates see one step only."""
+    problem = linear_problem(num_steps=1, num_unrolls=4)
+    expected = np.asarray(jax.grad(meta_loss_of(problem))(problem.theta))
+    persistent = pes(std=0.3, num_pairs=2, num_unrolls=4, stagger=False)
+    samples = samples_over_time(persistent, problem, 50, 400)
+    assert (standard_errors(samples, expected) < 4).all()
+    forgetful = samples_over_time(evolution(std=0.3, num_pairs=2, num_unrolls=4), problem, 50, 400)
+    assert (standard_errors(forgetful, expected) > 20).any()
+    # The same bias by truncated backpropagation: the last step of four.
+    full, short = (
+        jax.grad(meta_loss_of(linear_problem(num_steps=4), metagrad))(problem.theta)
+        for metagrad in (unrolled(), truncated(1))
+    )
+    assert np.linalg.norm(short - full) > 0.3 * np.linalg.norm(full)
+
+
+def test_staggered_pes_is_unbiased_after_its_first_round(x64):
+    problem = linear_problem(num_steps=1, num_unrolls=4)
+    expected = np.asarray(jax.grad(meta_loss_of(problem))(problem.theta))
+    samples = samples_over_time(pes(std=0.3, num_pairs=2, num_unrolls=4), problem, 50, 401)[1:]
+    assert (standard_errors(samples, expected) < 4).all()
+
+
+def test_pes_keeps_its_task_until_it_is_finished():
+    problem = linear_problem(num_steps=1, num_unrolls=2)
+    learner, estimator = learner_of(problem), pes(num_unrolls=2, stagger=False)
+    first, second = (Episode((), jnp.full([1, 3], value)) for value in (1.0, 2.0))
+    state = estimator.init(KEY, learner, problem.theta, (), first)
+    keys = KEY[None]
+    seen, counts = [], []
+    for episodes in (first, second, second):
+        _, _, state = estimator.value_and_grad(learner, problem.theta, (), state, episodes, keys, 0)
+        seen.append(float(state.episode.query[0, 0]))
+        counts.append(int(state.inner.steps[0, 0, 0]))
+    assert seen == [1.0, 1.0, 2.0] and counts == [1, 2, 1]
+
+
+def test_evolution_serves_a_loop_that_cannot_be_differentiated():
+    """The loss counts: its gradient is zero wherever there is one; that of the smoothed loss is not."""
+
+    def objective(phi, theta, state, data, key):
+        return jnp.sum(jnp.floor(phi - theta)), ()
+
+    def outer_loss(phi, theta, state, data, key):
+        return jnp.floor(10 * jnp.sum(theta**2)), ()
+
+    problem = Problem(objective, outer_loss, jnp.array([0.7, 0.4]), inner_sgd(0.1), 1)
+    assert not jax.grad(meta_loss_of(problem))(problem.theta).any()
+    _, gradient, _ = gradient_by(evolution(std=0.2, num_pairs=4000), problem)
+    np.testing.assert_allclose(gradient, 20 * problem.theta, rtol=0.15)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_trains_a_classifier_in_chunks(source, name):
+    """Each estimator, through the train step, jitted and in two chunks of tasks, with its state carried on."""
+    learner = maml(tiny_model(), inner_optimizer=optax.sgd(0.1))
+    optimizer, estimator = optax.sgd(1e-3), CASES[name]
+    state = init_train_state(KEY, learner, optimizer, source, num_tasks=4, estimator=estimator)
+    before = jax.tree.map(jnp.copy, state.meta_params)
+    train_step = make_train_step(learner, optimizer, estimator=estimator, task_chunk=2)
+    state = fit(train_step, state, source, KEY, num_tasks=4, num_steps=3, steps_per_call=3)
+    assert int(state.step) == 3
+    assert optax.tree.norm(optax.tree.sub(before, state.meta_params)) > 0
+
+
+def test_bootstrapping_matches_outputs(x64):
+    """At its own target nothing is left to match; for values the distance is half a square."""
+    learner = maml(mlp(1, hidden=(4,)), inner_optimizer=optax.sgd(0.01), criterion=CRITERIA["regression"])
+    points = example_batch(jnp.linspace(-1, 1, 5)[:, None], jnp.linspace(0, 1, 5)[:, None])
+    theta, state = learner.init(KEY, points.inputs)
+    episodes = jax.tree.map(lambda leaf: leaf[None], Episode(points, points))
+    (_, (_, metrics)), gradient, _ = bootstrapped(num_steps=3).value_and_grad(
+        learner, theta, state, (), episodes, KEY[None], 0
+    )
+
+    def outputs(num_steps, theta):
+        return learner.predict(learner.adapt(theta, state, points, KEY, num_steps=num_steps), points, KEY)
+
+    target = outputs(4, theta)
+    distance, expected = jax.value_and_grad(lambda theta: 0.5 * jnp.mean((outputs(1, theta) - target) ** 2))(theta)
+    np.testing.assert_allclose(metrics["matching"], distance, rtol=1e-10)
+    for given, wanted in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(given, wanted, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", [pes(), bootstrapped(), evolution(num_unrolls=3)])
+def test_learners_without_an_inner_loop_are_refused(estimator):
+    learner = learner_of(linear_problem())._replace(unroll=None)
+    with pytest.raises(ValueError, match=r"has to continue an inner loop.*Use exact\(\)"):
+        estimator.init(KEY, learner, jnp.ones(2), (), Episode((), jnp.ones([1, 3])))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_integers_among_the_meta_params_are_refused(name):
+    problem = linear_problem()._replace(theta={"goal": jnp.ones(2), "count": jnp.int32(3)})
+    problem = problem._replace(objective=lambda phi, *rest: (jnp.sum(phi**2), ()))
+    with pytest.raises(ValueError, match=r"\['count'\] is int32.*floating-point"):
+        gradient_by(CASES[name], problem)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: evolution(std=0.0), "std > 0; given 0.0"),
+        (lambda: evolution(num_pairs=0), "num_pairs >= 1; given 0"),
+        (lambda: pes(num_unrolls=0), "num_unrolls >= 1; given 0"),
+        (lambda: bootstrapped(num_steps=-1), "num_steps >= 0 and rate >= 0"),
+        (lambda: bootstrapped(num_steps=0), "beyond the horizon"),
+        (lambda: bootstrapped(match="weights"), "given 'weights'"),
+    ],
+)
+def test_bad_options(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,42 @@
+"""Two devices: tasks sharded over a mesh give the meta-gradient of one device, without gathering the tasks."""
+
+import os
+import subprocess
+import sys
+
+PROGRAM = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxmeta import METAGRADS
+from jaxmeta.check import meta_loss_of, quadratic
+
+assert len(jax.devices()) == 2
+mesh = jax.make_mesh((2,), ("tasks",))
+for name, factory in METAGRADS.items():
+    case = quadratic(jax.random.key(0), proximal=2.0, learn_start=name != "truncated")
+
+    def mean_loss(theta, targets):
+        def of_task(target):
+            return meta_loss_of(case.problem._replace(outer_data=target), factory())(theta)
+
+        return jnp.mean(jax.vmap(of_task)(targets))
+
+    targets = jax.random.normal(jax.random.key(1), [8, 4])
+    gradient = jax.jit(jax.grad(mean_loss))
+    alone = gradient(case.problem.theta, targets)
+    sharded = jax.device_put(targets, NamedSharding(mesh, PartitionSpec("tasks")))
+    theta = jax.device_put(case.problem.theta, NamedSharding(mesh, PartitionSpec()))
+    both = gradient(theta, sharded)
+    for leaf in alone:
+        np.testing.assert_allclose(alone[leaf], both[leaf], rtol=1e-5, atol=1e-6)
+    program = gradient.lower(theta, sharded).compile().as_text()
+    assert "all-reduce" in program and "all-gather" not in program, name
+print("ok", len(METAGRADS))
+"""
+
+
+def test_every_strategy_on_a_mesh_of_two_devices():
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.startswith("ok")
