@@ -32,6 +32,7 @@ from jaxmeta.data import (
 )
 from jaxmeta.evaluate import evaluate, make_evaluator
 from jaxmeta.inner import (
+    INNER_OPTIMIZERS,
     bilevel,
     inner_adam,
     inner_loop,
@@ -70,6 +71,7 @@ __all__ = [
     "CRITERIA",
     "DATASETS",
     "ESTIMATORS",
+    "INNER_OPTIMIZERS",
     "METAGRADS",
     "MODELS",
     "Batch",

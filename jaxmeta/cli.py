@@ -20,6 +20,7 @@ from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.config import DEFAULT_PRESETS, PRESETS, Config, ConfigError, check_config, check_name, to_json
 from jaxmeta.data import DATASETS, DataError
 from jaxmeta.data.pools import cache_dir
+from jaxmeta.inner import INNER_OPTIMIZERS
 from jaxmeta.metagrad import ESTIMATORS, METAGRADS
 from jaxmeta.models import MODELS
 
@@ -158,7 +159,7 @@ def _evaluate(arguments: list[str]) -> None:
 def _list(arguments: list[str]) -> None:
     if arguments:
         if arguments == ["--help"] or arguments == ["-h"]:
-            print("usage: jaxmeta list\n\nPrint the presets, datasets, algorithms, strategies, estimators and models.")
+            print("usage: jaxmeta list\n\nPrint the values of every axis, and the presets.")
             return
         raise ConfigError(f"`jaxmeta list` takes no options; given {' '.join(arguments)}.")
     tables = {
@@ -167,10 +168,11 @@ def _list(arguments: list[str]) -> None:
         "algorithms": ALGORITHMS,
         "metagrads": METAGRADS,
         "estimators": ESTIMATORS,
+        "inner optimizers": INNER_OPTIMIZERS,
         "models": MODELS,
     }
     for name, table in tables.items():
-        print(f"{name + ':':12} {', '.join(table)}")
+        print(f"{name + ':':17} {', '.join(table)}")
 
 
 def _split_preset(arguments: list[str]) -> tuple[str, list[str]]:
@@ -222,7 +224,8 @@ def _refuse_changes(stored: Config, config: Config, out: Path | None) -> None:
 
 def _default_out(config: Config) -> Path:
     size = f"{config.ways}w{config.shots}s" if config.dataset != "sinusoid" else f"{config.shots}s"
-    return Path("runs") / f"{config.dataset}-{config.algorithm}-{config.metagrad}-{size}-seed{config.seed}"
+    how = config.metagrad if config.estimator == "exact" else config.estimator
+    return Path("runs") / f"{config.dataset}-{config.algorithm}-{how}-{size}-seed{config.seed}"
 
 
 def _prepare_jax() -> None:

@@ -11,16 +11,19 @@ import optax
 import tyro
 
 from jaxmeta.algorithms import ALGORITHMS, NORMS
-from jaxmeta.base import MetaLearner
+from jaxmeta.base import Estimator, MetaLearner
 from jaxmeta.data import DATASETS, Dataset
+from jaxmeta.inner import INNER_OPTIMIZERS
 from jaxmeta.losses import CRITERIA, Criterion
-from jaxmeta.metagrad import METAGRADS
+from jaxmeta.metagrad import ESTIMATORS, METAGRADS
 from jaxmeta.models import MODELS
 from jaxmeta.train import TrainStep, make_train_step
 
 SCHEDULES = ("constant", "cosine")
 # The least value of a whole number, where it is not 1. An interval needs two tasks.
 LEAST = {"seed": 0, "inner_steps": 0, "eval_inner_steps": 0, "validation_episodes": 2, "eval_episodes": 2}
+
+MAY_BE_ZERO = {"proximal"}
 
 
 class ConfigError(ValueError):
@@ -40,6 +43,7 @@ class Config:
     data_dir: Annotated[Path | None, tyro.conf.arg(help="Folder with the data; None: the cache, or a download.")] = None
     algorithm: Annotated[str, _choice(ALGORITHMS, "How to learn to learn.")] = "maml"
     metagrad: Annotated[str, _choice(METAGRADS, "How the inner loop is differentiated.")] = "unrolled"
+    estimator: Annotated[str, _choice(ESTIMATORS, "How the meta-loss becomes a gradient.")] = "exact"
     model: Annotated[str, _choice(MODELS, "The network.")] = "conv4-stride"
     filters: Annotated[int, tyro.conf.arg(help="Channels of each block of a convolutional model.")] = 32
     norm: Annotated[str, _choice(NORMS, "Whose statistics normalise the query set: its own, or the support set's.")] = (
@@ -51,7 +55,10 @@ class Config:
     eval_queries: Annotated[int, tyro.conf.arg(help="Query examples of each class in evaluation.")] = 15
     inner_steps: Annotated[int, tyro.conf.arg(help="Gradient steps of the inner loop in training.")] = 1
     eval_inner_steps: Annotated[int, tyro.conf.arg(help="Gradient steps of the inner loop in evaluation.")] = 3
-    inner_lr: Annotated[float, tyro.conf.arg(help="Learning rate of the inner loop (gradient descent).")] = 0.4
+    inner_lr: Annotated[float, tyro.conf.arg(help="Learning rate of the inner loop.")] = 0.4
+    inner_optimizer: Annotated[str, _choice(INNER_OPTIMIZERS, "Optimiser of the inner loop.")] = "sgd"
+    proximal: Annotated[float, tyro.conf.arg(help="Pull of the adapted parameters to where they began.")] = 0.0
+    log_grad_norms: Annotated[bool, tyro.conf.arg(help="Log the norm of the gradient at every inner step.")] = False
     outer_lr: Annotated[float, tyro.conf.arg(help="Learning rate of the outer loop (Adam).")] = 3e-3
     outer_schedule: Annotated[str, _choice(SCHEDULES, "Course of the outer rate; cosine ends at 0.")] = "cosine"
     tasks: Annotated[int, tyro.conf.arg(help="Tasks in an outer step.")] = 16
@@ -133,6 +140,8 @@ def check_config(config: Config) -> None:
         "dataset": DATASETS,
         "algorithm": ALGORITHMS,
         "metagrad": METAGRADS,
+        "estimator": ESTIMATORS,
+        "inner_optimizer": INNER_OPTIMIZERS,
         "model": MODELS,
         "norm": NORMS,
         "outer_schedule": SCHEDULES,
@@ -144,7 +153,7 @@ def check_config(config: Config) -> None:
         least = LEAST.get(field.name, 1)
         if isinstance(value, int) and not isinstance(value, bool) and value < least:
             raise ConfigError(f"{name} must be at least {least}; given {value}.")
-        if isinstance(value, float) and not 0 < value < float("inf"):
+        if isinstance(value, float) and not (0 < value < float("inf") or value == 0 and field.name in MAY_BE_ZERO):
             raise ConfigError(f"{name} must be a positive number; given {value}.")
     if config.task_chunk and config.tasks % config.task_chunk:
         raise ConfigError(f"--task-chunk must divide --tasks {config.tasks}; given {config.task_chunk}.")
@@ -157,6 +166,8 @@ def check_config(config: Config) -> None:
         raise ConfigError(f"--split {config.split} is for --dataset omniglot; {config.dataset} has one split only.")
     if config.dataset == "sinusoid" and config.data_dir is not None:
         raise ConfigError(f"--dataset sinusoid reads no data: leave out --data-dir; given {config.data_dir}.")
+    if config.estimator in ("evolution", "pes") and config.metagrad != Config.metagrad:
+        raise ConfigError(f"--estimator {config.estimator} differentiates nothing: leave out --metagrad.")
     if config.seed >= 2**32:
         raise ConfigError(f"--seed must be below 2**32; given {config.seed}.")
     if config.dataset != "sinusoid" and config.ways < 2:
@@ -221,6 +232,7 @@ class Parts(NamedTuple):
     learner: MetaLearner
     criterion: Criterion
     optimizer: optax.GradientTransformation
+    estimator: Estimator
     train_step: TrainStep
 
 
@@ -233,26 +245,35 @@ def build(config: Config, dataset: Dataset) -> Parts:
 
     Returns:
       The `Parts`.
+
+    Raises:
+      ConfigError: for an inner loop that the strategy cannot serve.
     """
     factory = MODELS[config.model]
     takes_filters = "filters" in inspect.signature(factory).parameters
     outputs = config.ways if dataset.kind == "classification" else 1
     model = factory(outputs, **({"filters": config.filters} if takes_filters else {}))
     criterion = CRITERIA[dataset.kind]
-    learner = ALGORITHMS[config.algorithm](
-        model,
-        inner_optimizer=optax.sgd(config.inner_lr),
-        num_steps=config.inner_steps,
-        metagrad=METAGRADS[config.metagrad](),
-        criterion=criterion,
-        norm=config.norm,
-    )
+    try:
+        learner = ALGORITHMS[config.algorithm](
+            model,
+            inner_optimizer=INNER_OPTIMIZERS[config.inner_optimizer](config.inner_lr),
+            num_steps=config.inner_steps,
+            metagrad=METAGRADS[config.metagrad](),
+            proximal=config.proximal,
+            criterion=criterion,
+            norm=config.norm,
+            log_grad_norms=config.log_grad_norms,
+        )
+    except ValueError as error:
+        raise ConfigError(f"--metagrad {config.metagrad}: {error}") from error
     rate = config.outer_lr
     if config.outer_schedule == "cosine":
         rate = optax.cosine_decay_schedule(config.outer_lr, config.steps)
     optimizer = optax.adam(rate)
-    train_step = make_train_step(learner, optimizer, task_chunk=config.task_chunk)
-    return Parts(learner, criterion, optimizer, train_step)
+    estimator = ESTIMATORS[config.estimator]()
+    train_step = make_train_step(learner, optimizer, estimator=estimator, task_chunk=config.task_chunk)
+    return Parts(learner, criterion, optimizer, estimator, train_step)
 
 
 def load_dataset(config: Config) -> Dataset:

@@ -60,7 +60,9 @@ def train_run(config: Config, out: Path, *, resume: bool = False) -> dict[str, A
         workspace.parts.optimizer,
         workspace.sources["train"],
         num_tasks=config.tasks,
+        estimator=workspace.parts.estimator,
     )
+    _refuse_untrainable(workspace, make_state)
     train_state, spent, said = _first_state(out, make_state, config, resume)
     began -= spent
     write_config(out, config)
@@ -119,15 +121,29 @@ def evaluate_run(
     changes = {"eval_episodes": episodes, "eval_inner_steps": inner_steps, "data_dir": data_dir}
     config = dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
     workspace = open_workspace(config)
-    learner, optimizer = workspace.parts.learner, workspace.parts.optimizer
+    parts, source, key = workspace.parts, workspace.sources["train"], jax.random.key(0)
     like = jax.eval_shape(
         lambda: init_train_state(
-            jax.random.key(0), learner, optimizer, workspace.sources["train"], num_tasks=config.tasks
+            key, parts.learner, parts.optimizer, source, num_tasks=config.tasks, estimator=parts.estimator
         )
     )
     restored = checkpoint.restore(out / "checkpoints", like, best=not latest)
     result = judge(workspace, restored.train_state, out, split=split)
     return result | {"damaged_checkpoints": list(restored.damaged)}
+
+
+def _refuse_untrainable(workspace: Workspace, make_state) -> None:
+    """Trace one step before anything is written: some strategies see only then what they are asked for."""
+    config, source = workspace.config, workspace.sources["train"]
+
+    def one_step():
+        key = jax.random.key(0)
+        return workspace.parts.train_step(make_state(), source.sample(key, source.pool, source.spec, config.tasks), key)
+
+    try:
+        jax.eval_shape(one_step)
+    except ValueError as error:
+        raise ConfigError(f"--metagrad {config.metagrad} --estimator {config.estimator}: {error}") from error
 
 
 def _first_state(out: Path, make_state, config: Config, resume: bool) -> tuple[TrainState, float, list[str]]:

@@ -216,7 +216,8 @@ def fit(
         if metrics["nonfinite"][bad]:
             raise FloatingPointError(
                 f"The loss or its gradient is not a finite number at step {step + int(bad) + 1}. "
-                "Try a smaller inner or outer learning rate; Adam in the inner loop needs eps_root=1e-8."
+                "Try a smaller inner or outer learning rate, and inner_adam for Adam in the inner loop; "
+                "jaxmeta.check.find_nonfinite names the inner step and the leaf."
             )
         step += length
         if callback is not None and callback(train_state, metrics):

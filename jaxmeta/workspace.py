@@ -79,7 +79,7 @@ def judge(workspace: Workspace, train_state: TrainState, out: Path, *, split: st
         train_state.meta_params, train_state.state, source, evaluation_key(split), config.eval_episodes
     )
     estimate = evaluation.metrics[workspace.headline]
-    described = ("dataset", "algorithm", "metagrad", "model", "ways", "shots", "inner_steps", "eval_inner_steps")
+    described = ("dataset", "algorithm", "metagrad", "estimator", "model", "ways", "shots", "inner_steps")
     # JSON knows no infinity: a diverged adaptation is null.
     mean, ci95 = (value if np.isfinite(value) else None for value in (estimate.mean, estimate.ci95))
     return {
@@ -88,6 +88,7 @@ def judge(workspace: Workspace, train_state: TrainState, out: Path, *, split: st
         "episodes": evaluation.num_tasks,
         "split": split,
         **{name: getattr(config, name) for name in described},
+        "eval_inner_steps": config.eval_inner_steps,
         "queries": config.eval_queries,
         "norm": workspace.norm,
         "steps": checkpoint.checkpoint_steps(out / "checkpoints")[-1],

@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxmeta import DATASETS, METAGRADS, MODELS
+from jaxmeta import DATASETS, ESTIMATORS, INNER_OPTIMIZERS, METAGRADS, MODELS
 from jaxmeta.checkpoint import checkpoint_steps
 from jaxmeta.cli import main
 from jaxmeta.config import DEFAULT_PRESETS, PRESETS, Config, check_config, to_json
@@ -45,6 +45,28 @@ def arrays(run, step):
     """Every array of a checkpoint, read without our own code."""
     tree = ocp.StandardCheckpointer().restore((run / "checkpoints" / str(step) / "state").absolute())
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--metagrad", "implicit", "--proximal", "1", "--inner-steps", "3"],
+        ["--metagrad", "mixed_mode", "--inner-optimizer", "adam", "--inner-lr", "0.01", "--log-grad-norms"],
+        ["--estimator", "pes"],
+        ["--estimator", "bootstrapped", "--inner-optimizer", "momentum"],
+    ],
+    ids=["implicit", "mixed mode", "pes", "bootstrapped"],
+)
+def test_strategies_and_estimators_train_and_resume(options, tmp_path, capsys):
+    """What is kept between steps is saved with the rest: half and half equals the whole."""
+    constant = [*SINUSOID, *options, "--outer-schedule", "constant"]
+    assert main(["train", *constant, "--steps", "10", "--out", str(tmp_path / "whole")]) == 0
+    assert main(["train", *constant, "--steps", "5", "--out", str(tmp_path / "halves")]) == 0
+    assert main(["train", "--resume", "--steps", "10", "--out", str(tmp_path / "halves")]) == 0
+    for whole, halves in zip(arrays(tmp_path / "whole", 10), arrays(tmp_path / "halves", 10), strict=True):
+        np.testing.assert_array_equal(whole, halves)
+    assert main(["evaluate", str(tmp_path / "whole"), "--episodes", "10"]) == 0
+    assert ("inner_grad_norm_1" in rows(tmp_path / "whole")[0]) == ("--log-grad-norms" in options)
 
 
 def test_train_leaves_a_whole_run_folder(tmp_path, capsys):
@@ -220,6 +242,16 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, capsys):
         (["train", "glyphs-maml-5w1"], "Did you mean 'glyphs-maml-5w1s'?"),
         (["train", "--algorithm", "mam"], "Unknown algorithm 'mam'. Did you mean 'maml'?"),
         (["train", "--metagrad", "first-order"], "Did you mean 'first_order'?"),
+        (["train", "--estimator", "pse"], "Did you mean 'pes'?"),
+        (["train", "--inner-optimizer", "adm"], "Did you mean 'adam'?"),
+        (["train", "--proximal", "-1"], "--proximal must be a positive number; given -1"),
+        (["train", "--estimator", "pes", "--metagrad", "remat"], "--estimator pes differentiates nothing"),
+        (["train", "--dataset", "sinusoid", "--metagrad", "implicit"], "without a proximal term"),
+        (["train", "--dataset", "sinusoid", "--metagrad", "forward"], "at most 256 are allowed"),
+        (
+            ["train", "--dataset", "sinusoid", "--metagrad", "truncated", "--inner-steps", "3"],
+            "(1) of 3 steps",
+        ),
         (["train", "--datset", "glyphs"], "--dataset"),
         (["train", "--ways", "five"], "five"),
         (["train", "--ways", "0"], "--ways must be at least 1; given 0"),
@@ -322,7 +354,7 @@ def test_help_explains_every_option_with_its_default():
 
 def test_list_names_every_row():
     text = command("list").stdout
-    for table in (DATASETS, METAGRADS, MODELS, PRESETS):
+    for table in (DATASETS, METAGRADS, ESTIMATORS, INNER_OPTIMIZERS, MODELS, PRESETS):
         assert all(name in text for name in table)
 
 

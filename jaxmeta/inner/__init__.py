@@ -4,7 +4,14 @@ from jaxmeta.inner.bilevel import bilevel, meta_grad
 from jaxmeta.inner.loop import InnerOptimizer, Objective, inner_loop
 from jaxmeta.inner.optimizers import inner_adam, inner_momentum, inner_sgd, learning_rates, scale_by_rates
 
+INNER_OPTIMIZERS = {
+    "sgd": inner_sgd,
+    "momentum": inner_momentum,
+    "adam": inner_adam,
+}
+
 __all__ = [
+    "INNER_OPTIMIZERS",
     "InnerOptimizer",
     "Objective",
     "bilevel",
