@@ -4,8 +4,8 @@
     python experiments/make_tables.py            # write the tables again
     python experiments/make_tables.py --check    # fail if they are not what the records say
 
-Results are kept in experiments/results.jsonl (one for each reached number), the benchmark's in
-benchmarks/meta_step.json. Tables stand between `<!-- NAME -->` and `<!-- end NAME -->`.
+Results are kept in experiments/results.jsonl (one for each reached number), those of the benchmarks in
+JSON files beside them. Tables stand between `<!-- NAME -->` and `<!-- end NAME -->`.
 """
 
 import argparse
@@ -18,6 +18,8 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 RESULTS = REPO / "experiments" / "results.jsonl"
 BENCHMARK = REPO / "benchmarks" / "meta_step.json"
+# Of the strategies in memory.json: the rest is for who runs the benchmark.
+IN_README = r"(unrolled\((remat=.step.)?\)|mixed_mode\(\))(, layers (checkpointed|in a Python loop))?|first_order.*"
 PAGES = (REPO / "README.md", REPO / "experiments" / "README.md")
 
 
@@ -55,8 +57,48 @@ def benchmark_table() -> str:
     return "\n".join(lines) + f"\n\n{record['device']}, jax {record['jax']}."
 
 
+def memory_table() -> str:
+    record = json.loads((REPO / "benchmarks" / "memory.json").read_text())
+    lines = ["| set-up | strategy | MiB | of plain | seconds |", "| --- | --- | --- | --- | --- |"]
+    plain = {}
+    for row in record["rows"]:
+        # The first row of a set-up is what the others are compared with.
+        most = plain.setdefault(row["setup"], row["temp_bytes"])
+        if not re.fullmatch(IN_README, row["variant"]):
+            continue
+        lines.append(
+            f"| {row['setup']} | {row['variant']} | {row['temp_bytes'] / 2**20:.0f} | "
+            f"1/{most / row['temp_bytes']:.1f} | {statistics.median(row['seconds']):.1f} |"
+        )
+    return "\n".join(lines) + f"\n\n{record['device']}, {record['cores']} cores, jax {record['jax']}."
+
+
+def depth_table() -> str:
+    record = json.loads((REPO / "benchmarks" / "depth.json").read_text())
+    depths = [steps for steps in record["sizes"]["steps"] if steps != 2]
+    by_strategy = {}
+    for row in record["rows"]:
+        cell = f"{row['temp_bytes'] / 2**20:.3g} / {1e3 * statistics.median(row['seconds']):.3g}"
+        by_strategy.setdefault(row["strategy"], {})[row["steps"]] = cell
+    lines = [
+        f"| MiB / ms at | {' | '.join(f'{steps} steps' for steps in depths)} |",
+        "| --- " * (len(depths) + 1) + "|",
+    ]
+    for strategy, cells in by_strategy.items():
+        lines.append(f"| {strategy} | {' | '.join(cells[steps] for steps in depths)} |")
+    return "\n".join(lines)
+
+
+TABLES = {
+    "results": results_table,
+    "benchmark": benchmark_table,
+    "memory": memory_table,
+    "depth": depth_table,
+}
+
+
 def filled(text: str) -> str:
-    for name, make in (("results", results_table), ("benchmark", benchmark_table)):
+    for name, make in TABLES.items():
         pattern = rf"(<!-- {name} -->\n).*?(\n<!-- end {name} -->)"
         text = re.sub(pattern, lambda match, make=make: f"{match[1]}{make()}{match[2]}", text, flags=re.DOTALL)
     return text

@@ -104,22 +104,42 @@ def test_implicit_closed_forms(x64):
     assert optax.tree.norm(optax.tree.sub(gradient_on(case, early), case.implicit())) > 1e-3
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("problem", PROBLEMS)
-def test_strategies_agree_on_networks(x64, problem, name):
-    """Five inner steps; theta holds the start, the learning rates and the weights of the examples."""
-    problem = PROBLEMS[problem](name)
+# By default each optimiser meets mixed mode and one way of rematerialising; -m slow runs the others.
+ON_NETWORKS = {
+    "sgd": {"step": unrolled(remat="step"), "mixed": mixed_mode()},
+    "momentum": {"policy": unrolled(remat="dots_saveable"), "mixed": mixed_mode()},
+    "adam": {"group": unrolled(remat="group"), "mixed": mixed_mode()},
+}
+ALL_ON_NETWORKS = {name: metagrad for row in ON_NETWORKS.values() for name, metagrad in row.items()}
+ALL_ON_NETWORKS |= {"mixed, group": mixed_mode(remat="group"), "mixed, all kept": mixed_mode(remat=None)}
 
+
+def assert_agree_on_network(problem, metagrads):
     def gradient_by(metagrad):
         return jax.jit(jax.grad(meta_loss_of(problem, metagrad)))(problem.theta)
 
     reference = gradient_by(unrolled())
-    remats = [unrolled(remat=remat) for remat in ("step", "group", "dots_saveable")]
-    for metagrad in [*remats, mixed_mode()]:
+    for metagrad in metagrads:
         gradient = gradient_by(metagrad)
         for part in reference:
             assert_close(gradient[part], reference[part], 1e-10)
-    # The second-order part is there: first order is another gradient.
+    return reference, gradient_by
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_strategies_agree_on_networks(x64, problem, name):
+    """Five inner steps; theta holds the start, the learning rates and the weights of the examples."""
+    assert_agree_on_network(PROBLEMS[problem](name), ON_NETWORKS[name].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_all_strategies_agree_on_networks(x64, problem, name):
+    problem = PROBLEMS[problem](name)
+    reference, gradient_by = assert_agree_on_network(problem, ALL_ON_NETWORKS.values())
+    # The second-order part is there: first order is another gradient, and learns the rates all the same.
     first = gradient_by(first_order())
     assert optax.tree.norm(optax.tree.sub(first["params"], reference["params"])) > 1e-3 * optax.tree.norm(reference)
     assert optax.tree.norm(first["rates"]) > 0
@@ -266,7 +286,7 @@ tree_shapes = st.recursive(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(shapes=tree_shapes)
 def test_any_tree_of_theta(shapes):
     """Strategies agree whatever the structure of theta, empty branches and scalars included."""
@@ -389,6 +409,29 @@ def test_mixed_mode_falls_back_where_there_is_no_forward_derivative(x64):
     with pytest.warns(MixedModeWarning, match="no forward derivative.*reverse over reverse"):
         gradient = jax.grad(meta_loss)(theta, mixed_mode())
     assert_close(gradient, jax.grad(meta_loss)(theta, unrolled()))
+
+
+@pytest.mark.parametrize("name", ["remat", "remat_group", "mixed_mode", "forward"])
+@pytest.mark.parametrize("make", [inner_sgd, inner_adam])
+def test_whole_numbers_and_keys_in_the_data(x64, name, make):
+    """They pass through the custom rules as arguments: closed over, they leak."""
+
+    def objective(phi, theta, state, data, key):
+        places, noise_key, weights = data
+        noise = jax.random.normal(noise_key, (2,)) * jax.random.normal(key, (2,))
+        return jnp.sum(weights * jnp.cosh(phi[places]) * (1 + noise)), ()
+
+    def gradient(metagrad):
+        solve = inner_loop(objective, make(0.1), 3, metagrad)
+
+        def meta_loss(phi, weights, places, key):
+            return jnp.sum(solve(phi, (), (), (places, key, weights), key).phi ** 2)
+
+        of_task = jax.vmap(jax.grad(meta_loss, (0, 1)), (None, None, 0, 0))
+        places = jnp.array([[0, 1], [2, 2]])
+        return jax.jit(of_task)(jnp.array([0.3, 0.5, 0.7]), jnp.ones(2), places, jax.random.split(KEY, 2))
+
+    assert_close(gradient(METAGRADS[name]()), gradient(unrolled()))
 
 
 def test_mixed_mode_is_silent_where_all_is_well():

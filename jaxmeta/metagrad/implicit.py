@@ -80,8 +80,8 @@ def implicit(*, solver: Solver | None = None, damping: float = 0.0, strongly_con
 
         d phi / d theta = - (dg/dphi + damping I)^-1 dg/dtheta
 
-    Memory and time do not depend on the number of inner steps, which should come close to
-    the solution: what is missing is an error of the meta-gradient.
+    Memory, and the time of the way back, do not depend on the number of inner steps, which
+    should come close to the solution: what is missing is an error of the meta-gradient.
 
     Args:
       solver: How the linear system is solved: `conjugate_gradient()` if None,

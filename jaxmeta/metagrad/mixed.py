@@ -37,9 +37,10 @@ def mixed_mode(*, remat: Remat = "step", save_gradients: bool = True) -> MetaGra
         (H_phi,phi v, H_theta,phi v) = d/de [grad_phi L, grad_theta L] (phi + e v, theta)  at e = 0
 
     A forward pass frees what it has passed: live memory is that of one gradient with its
-    tangents, where reverse over reverse keeps the activations of both passes. Pays for deep
-    models without batch-wide work between layers (transformers); for conv4 rematerialisation
-    alone already gets all there is (`benchmarks/memory.py`).
+    tangents, where reverse over reverse keeps the activations of both passes. Pays for
+    transformers, most of all with their layers checkpointed too (`jax.checkpoint` in a `jax.lax.scan`
+    over layers: outside of a scan XLA's CPU backend undoes it); for conv4 rematerialisation
+    of the steps alone gets all there is (`benchmarks/memory.py`).
 
     Exact for everything that the objective depends on: its five arguments and what it
     closes over. An objective must be twice differentiable, almost everywhere.
