@@ -1,5 +1,6 @@
 """Learning to learn on images, with fast exact second-order meta-gradients."""
 
+from jaxmeta import check
 from jaxmeta.algorithms import ALGORITHMS, maml
 from jaxmeta.base import (
     Batch,
@@ -95,6 +96,7 @@ __all__ = [
     "accuracy",
     "bilevel",
     "bootstrapped",
+    "check",
     "check_episode",
     "conjugate_gradient",
     "conv4",

@@ -154,7 +154,8 @@ def check_config(config: Config) -> None:
         if isinstance(value, int) and not isinstance(value, bool) and value < least:
             raise ConfigError(f"{name} must be at least {least}; given {value}.")
         if isinstance(value, float) and not (0 < value < float("inf") or value == 0 and field.name in MAY_BE_ZERO):
-            raise ConfigError(f"{name} must be a positive number; given {value}.")
+            least = "0 or more" if field.name in MAY_BE_ZERO else "a positive number"
+            raise ConfigError(f"{name} must be {least}; given {value}.")
     if config.task_chunk and config.tasks % config.task_chunk:
         raise ConfigError(f"--task-chunk must divide --tasks {config.tasks}; given {config.task_chunk}.")
     if config.checkpoint_every % config.log_every:

@@ -92,6 +92,10 @@ def make_train_step(
       (1, ['grad_norm', 'loss', 'mse', 'nonfinite'])
     """
     estimator = exact() if estimator is None else estimator
+    if not isinstance(estimator, Estimator):
+        raise ValueError(
+            f"estimator must be an Estimator, as exact() or ESTIMATORS['pes']() return; given {estimator!r}."
+        )
 
     def train_step(train_state: TrainState, episodes: Episode, key: Key):
         check_episode(episodes, num_task_axes=1)

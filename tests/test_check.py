@@ -10,6 +10,7 @@ from conftest import tiny_model
 from jaxmeta import (
     METAGRADS,
     Episode,
+    bootstrapped,
     evolution,
     exact,
     example_batch,
@@ -94,6 +95,56 @@ def test_an_error_far_below_the_tolerance_is_found_by_its_order():
 
     with pytest.raises(AssertionError, match="order"):
         assert_meta_grad_correct(problem._replace(outer_loss=outer_loss))
+
+
+def test_a_gradient_that_is_not_finite_is_wrong():
+    """NaN compares false with everything: it must not slip through."""
+    problem = Problem(
+        lambda phi, theta, *rest: (jnp.sum((phi - theta["goal"]) ** 2 * jnp.array([1.0, 0.0])), ()),
+        lambda phi, *rest: (jnp.sum(phi**2), ()),
+        {"goal": jnp.ones(2)},
+        optax.adam(0.1),
+        3,
+        start=lambda theta: jnp.zeros(2),
+    )
+    with pytest.raises(AssertionError, match=r"theta\['goal'\]: derivative nan"):
+        assert_meta_grad_correct(problem)
+    assert_meta_grad_correct(problem._replace(optimizer=inner_adam(0.1)))
+    with pytest.raises(AssertionError, match="nan"):
+        assert_meta_grad_correct(problem._replace(outer_loss=lambda phi, *rest: (jnp.sum(jnp.log(phi - 9.0)), ())))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e8, 1e10])
+def test_a_wrong_gradient_does_not_hide_behind_a_large_loss(offset):
+    problem = small_problem()
+
+    @jax.custom_vjp
+    def off_by_a_percent(phi):
+        return phi
+
+    off_by_a_percent.defvjp(lambda phi: (phi, None), lambda _, ct: (1.01 * ct,))
+
+    def outer_loss(phi, *rest):
+        value, aux = problem.outer_loss(off_by_a_percent(phi), *rest)
+        return value + offset, aux
+
+    with pytest.raises(AssertionError, match="meta-gradient is wrong"):
+        assert_meta_grad_correct(problem._replace(outer_loss=outer_loss))
+
+
+def test_a_leaf_without_influence_is_right():
+    problem = small_problem()
+    theta = {**problem.theta, "unused": jnp.ones(2)}
+    checks = assert_meta_grad_correct(problem._replace(theta=theta))
+    assert [check.derivative for check in checks if check.leaf == "theta['unused']"] == [0.0]
+
+
+def test_a_comparison_survives_a_strategy_that_fails():
+    """Bootstrapping compares the outputs of a Batch, which this problem has not."""
+    rows = compare_estimators(small_problem(), {"bmg": bootstrapped(), "exact": exact()}, num_samples=2, rounds=1)
+    assert "match='parameters'" in rows[0].refused and rows[1].cosine > 0.999
+    with pytest.raises(ValueError, match="norm 0.0: nothing can be compared"):
+        compare_estimators(small_problem(outer_loss=lambda *args: (jnp.float32(1.0), ())))
 
 
 def test_comparison_of_strategies():

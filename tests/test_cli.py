@@ -244,7 +244,7 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, capsys):
         (["train", "--metagrad", "first-order"], "Did you mean 'first_order'?"),
         (["train", "--estimator", "pse"], "Did you mean 'pes'?"),
         (["train", "--inner-optimizer", "adm"], "Did you mean 'adam'?"),
-        (["train", "--proximal", "-1"], "--proximal must be a positive number; given -1"),
+        (["train", "--proximal", "-1"], "--proximal must be 0 or more; given -1"),
         (["train", "--estimator", "pes", "--metagrad", "remat"], "--estimator pes differentiates nothing"),
         (["train", "--dataset", "sinusoid", "--metagrad", "implicit"], "without a proximal term"),
         (["train", "--dataset", "sinusoid", "--metagrad", "forward"], "at most 256 are allowed"),

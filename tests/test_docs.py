@@ -30,10 +30,11 @@ def test_docstring_examples_run(name):
 
 
 def public_functions():
-    for name in jaxmeta.__all__:
-        value = getattr(jaxmeta, name)
-        if inspect.isfunction(value):
-            yield name, value
+    for module in (jaxmeta, jaxmeta.check):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.isfunction(value):
+                yield name, value
 
 
 @pytest.mark.parametrize(("name", "function"), list(public_functions()))

@@ -218,6 +218,27 @@ def test_learners_without_an_inner_loop_are_refused(estimator):
         estimator.init(KEY, learner, jnp.ones(2), (), Episode((), jnp.ones([1, 3])))
 
 
+@pytest.mark.parametrize("estimator", [evolution(), pes()])
+def test_gradients_have_the_precision_of_theta(estimator):
+    problem = linear_problem()
+    problem = problem._replace(theta=problem.theta.astype(jnp.bfloat16))
+    _, gradient, _ = gradient_by(estimator, problem)
+    assert gradient.dtype == jnp.bfloat16
+
+
+def test_a_state_of_another_estimator_is_refused():
+    problem, episodes = linear_problem(), Episode((), jnp.ones([1, 3]))
+    learner = learner_of(problem)
+    state = pes(num_pairs=2).init(KEY, learner, problem.theta, (), episodes)
+    for estimator_state, estimator in ((state, pes(num_pairs=3)), ((), pes(num_pairs=3))):
+        with pytest.raises(ValueError, match="state is not that of pes with num_pairs=3"):
+            estimator.value_and_grad(learner, problem.theta, (), estimator_state, episodes, KEY[None], 0)
+    with pytest.raises(ValueError, match=r"Estimator, as exact\(\)"):
+        make_train_step(learner, optax.sgd(0.1), estimator="pes")
+    with pytest.raises(ValueError, match="at least one array"):
+        pes().init(KEY, learner, problem.theta, (), Episode((), ()))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_integers_among_the_meta_params_are_refused(name):
     problem = linear_problem()._replace(theta={"goal": jnp.ones(2), "count": jnp.int32(3)})
@@ -230,9 +251,11 @@ def test_integers_among_the_meta_params_are_refused(name):
     ("make", "message"),
     [
         (lambda: evolution(std=0.0), "std > 0; given 0.0"),
-        (lambda: evolution(num_pairs=0), "num_pairs >= 1; given 0"),
-        (lambda: pes(num_unrolls=0), "num_unrolls >= 1; given 0"),
-        (lambda: bootstrapped(num_steps=-1), "num_steps >= 0 and rate >= 0"),
+        (lambda: evolution(num_pairs=0), "num_pairs >= 1.*given 0"),
+        (lambda: pes(num_unrolls=0), "num_unrolls >= 1.*given 0"),
+        (lambda: bootstrapped(num_steps=-1), "num_steps >= 0.*given -1"),
+        (lambda: pes(num_pairs=2.5), "whole number known before tracing; given 2.5"),
+        (lambda: bootstrapped(rate=float("nan")), "rate >= 0; given nan"),
         (lambda: bootstrapped(num_steps=0), "beyond the horizon"),
         (lambda: bootstrapped(match="weights"), "given 'weights'"),
     ],

@@ -340,9 +340,63 @@ def test_refusals_at_trace_time(wrap):
         wrap(grad_of(implicit(), proximal=1.0))()
     with pytest.raises(ValueError, match=r"cannot see the meta-parameter phi.*give the loop proximal"):
         wrap(grad_of(implicit(strongly_convex=True)))()
-    with pytest.raises(ValueError, match=r"carry 10 derivatives.*at most 9.*theta\['goal'\] \[3\].*mixed_mode\(\)"):
-        wrap(grad_of(forward(max_meta_params=9)))()
-    wrap(grad_of(forward(max_meta_params=10)))()
+    with pytest.raises(ValueError, match=r"carry 7 derivatives.*at most 6.*theta\['goal'\] \[3\].*mixed_mode\(\)"):
+        wrap(grad_of(forward(max_meta_params=6)))()
+    wrap(grad_of(forward(max_meta_params=7)))()
+
+
+def test_a_start_that_is_not_the_anchor_is_refused():
+    solve = inner_loop(lambda phi, *rest: (jnp.sum((phi - 3.0) ** 2), ()), inner_sgd(0.1), 3, implicit(), proximal=1.0)
+    with pytest.raises(ValueError, match="cannot see the meta-parameter phi"):
+        jax.grad(lambda phi: solve(phi, (), (), (), KEY, anchor=jnp.zeros(2)).phi.sum())(jnp.ones(2))
+
+
+def test_truncated_refuses_a_learned_state_and_stops_early_records(x64):
+    def objective(phi, theta, state, data, key):
+        return jnp.sum((phi - theta) ** 2), ()
+
+    optimizer = inner_momentum(0.1)
+    solve = inner_loop(objective, optimizer, 4, truncated(2), record=["loss"])
+
+    def phi_of(momentum):
+        opt_state = jax.tree.map(lambda leaf: leaf + momentum, optimizer(()).init(jnp.ones(2)))
+        return solve(jnp.ones(2), 0.0, (), (), KEY, opt_state=opt_state).phi.sum()
+
+    with pytest.raises(ValueError, match="cannot see the start"):
+        jax.grad(phi_of)(0.5)
+
+    def losses(theta):
+        closed_over = inner_loop(
+            lambda phi, _, *rest: objective(phi, theta, *rest), optimizer, 4, truncated(2), record=["loss"]
+        )
+        given = solve(jnp.ones(2), theta, (), (), KEY).per_step["loss"].sum()
+        return given, closed_over(jnp.ones(2), (), (), (), KEY).per_step["loss"].sum()
+
+    given, hidden = jax.jacrev(losses)(0.5)
+    np.testing.assert_allclose(given, hidden, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["forward", "implicit"])
+def test_an_operation_without_a_forward_derivative_is_refused(name):
+    @jax.custom_vjp
+    def square(x):
+        return x**2
+
+    square.defvjp(lambda x: (square(x), x), lambda x, ct: (2 * ct * square(x) / x,))
+
+    def objective(phi, theta, state, data, key):
+        return jnp.sum(square(phi)) * theta, ()
+
+    solve = inner_loop(objective, inner_sgd(0.1), 3, METAGRADS[name](), proximal=1.0)
+    with pytest.raises(TypeError, match=rf"{name}\(\) takes forward derivatives.*unrolled\(remat='step'\)"):
+        jax.jit(jax.grad(lambda theta: solve(jnp.ones(2), theta, (), (), KEY).phi.sum()))(0.3)
+
+
+@pytest.mark.parametrize("name", METAGRADS)
+def test_nothing_leaks(name):
+    case = quadratic(KEY, proximal=2.0, learn_start=name != "truncated")
+    with jax.checking_leaks():
+        jax.jit(jax.grad(meta_loss_of(case.problem, METAGRADS[name]())))(case.problem.theta)
 
 
 def test_implicit_refuses_what_the_optimizer_closes_over():
@@ -465,10 +519,15 @@ def test_mixed_mode_differentiates_what_the_objective_returns_too(x64):
         (lambda: unrolled(remat="steps"), "remat must be None, 'step', 'group'.*given 'steps'"),
         (lambda: unrolled(remat=True), "given True"),
         (lambda: mixed_mode(remat="all"), "given 'all'"),
-        (lambda: truncated(0), "at least one step.*given 0"),
+        (lambda: truncated(0), "num_steps >= 1.*given 0"),
+        (lambda: truncated(2.5), "whole number known before tracing; given 2.5"),
+        (lambda: implicit(damping=float("nan")), "damping >= 0; given nan"),
+        (lambda: neumann(-1), "num_terms >= 0.*given -1"),
+        (lambda: neumann(3, float("nan")), "rate > 0; given nan"),
+        (lambda: conjugate_gradient(0), "max_steps >= 1.*given 0"),
         (lambda: truncated(3, remat="group"), "'group' is for unrolled"),
         (lambda: implicit(damping=-1.0), "damping >= 0; given -1.0"),
-        (lambda: forward(max_meta_params=0), "max_meta_params >= 1; given 0"),
+        (lambda: forward(max_meta_params=0), "max_meta_params >= 1.*given 0"),
     ],
 )
 def test_bad_options(make, message):

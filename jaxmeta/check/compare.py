@@ -12,7 +12,7 @@ import numpy as np
 from jaxmeta.base import Estimator, MetaGrad
 from jaxmeta.check.problem import Problem, episode_of, in_float64, key_of, learner_of, meta_loss_of
 from jaxmeta.metagrad import METAGRADS, unrolled
-from jaxmeta.metagrad.leaves import check_floats
+from jaxmeta.metagrad.leaves import check_count, check_floats
 
 
 class Comparison(NamedTuple):
@@ -69,7 +69,8 @@ def compare_estimators(
       One `Comparison` each, in the order given; one that refuses the problem says why.
 
     Raises:
-      ValueError: for a theta with leaves that have no gradient.
+      ValueError: for a theta with leaves that have no gradient, or none; for an exact gradient
+        of zero, or that is not finite.
 
     Example:
       >>> import jax
@@ -81,17 +82,26 @@ def compare_estimators(
       True
     """
     check_floats(problem.theta, "theta")
+    check_count("compare_estimators", "num_samples", num_samples, 2)
+    check_count("compare_estimators", "rounds", rounds, 1)
+    if not jax.tree.leaves(problem.theta):
+        raise ValueError("compare_estimators needs a theta with at least one leaf.")
     if strategies is None:
         strategies = {name: factory() for name, factory in METAGRADS.items()}
     with jax.enable_x64(True):
         wide = in_float64(problem)
         exact = _flat(jax.jit(jax.grad(meta_loss_of(wide, unrolled(remat="step"))))(wide.theta))
+    if not 0 < np.linalg.norm(exact) < np.inf:
+        raise ValueError(
+            f"The exact meta-gradient has the norm {np.linalg.norm(exact)}: nothing can be compared with it. For one "
+            "that is not finite, find_nonfinite tells where that begins."
+        )
     rows, programs = [], {}
     for name, strategy in strategies.items():
         try:
             sample, run, compile_seconds, memory = _compile(problem, strategy)
-        except (ValueError, TypeError) as error:
-            rows.append(Comparison(name, refused=str(error)))
+        except Exception as error:  # One that fails, however, must not take the others' rows with it.
+            rows.append(Comparison(name, refused=str(error).splitlines()[0]))
             continue
         programs[name] = run
         rows.append(

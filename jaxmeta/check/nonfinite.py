@@ -53,8 +53,9 @@ def find_nonfinite(run: Callable[[MetaGrad], Any], metagrad: MetaGrad | None = N
       metagrad: The strategy to watch; `unrolled()` if None.
 
     Returns:
-      A `NonFinite`, whose `str` is a sentence; None if all was finite. Forward before backward;
-      of all tasks the earliest step, backward the latest.
+      A `NonFinite`, whose `str` is a sentence; None if the inner loop's inputs, its steps, and the
+      derivatives by them were finite. Forward before backward; of all tasks the earliest step,
+      backward the latest. `forward()` has no way back: of its derivatives only the inputs' are seen.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax

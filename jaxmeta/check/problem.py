@@ -63,6 +63,14 @@ def learner_of(problem: Problem, metagrad: MetaGrad | None = None) -> MetaLearne
 
     Returns:
       A `MetaLearner`; its tasks are `episode_of(problem)`.
+
+    Example:
+      >>> import jax
+      >>> from jaxmeta import check
+      >>> problem = check.quadratic(jax.random.key(0)).problem
+      >>> theta, state = learner_of(problem).init(jax.random.key(1), None)
+      >>> theta is problem.theta
+      True
     """
     solve = inner_loop(problem.objective, problem.optimizer, problem.num_steps, metagrad, proximal=problem.proximal)
     learner = bilevel(problem.outer_loss, solve, init=lambda key: (problem.theta, problem.state), start=problem.start)
@@ -82,7 +90,20 @@ def learner_of(problem: Problem, metagrad: MetaGrad | None = None) -> MetaLearne
 
 
 def episode_of(problem: Problem) -> Episode:
-    """Return the data of a problem as the one task of its learner."""
+    """Return the data of a problem as the one task of its learner.
+
+    Args:
+      problem: The problem.
+
+    Returns:
+      `Episode(inner_data, outer_data)`.
+
+    Example:
+      >>> import jax
+      >>> from jaxmeta import check
+      >>> episode_of(check.quadratic(jax.random.key(0)).problem).query.shape
+      (4,)
+    """
     return Episode(problem.inner_data, problem.outer_data)
 
 
@@ -95,6 +116,13 @@ def meta_loss_of(problem: Problem, metagrad: MetaGrad | None = None) -> Callable
 
     Returns:
       The function, to be differentiated and jitted.
+
+    Example:
+      >>> import jax
+      >>> from jaxmeta import check
+      >>> problem = check.quadratic(jax.random.key(0)).problem
+      >>> sorted(jax.grad(meta_loss_of(problem))(problem.theta))
+      ['offset', 'start']
     """
     learner = learner_of(problem, metagrad)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 
-from jaxmeta.base import Key, MetaLearner, PyTree
+from jaxmeta.base import Key, MetaLearner, Metrics, PyTree
 from jaxmeta.inner.loop import Objective, continue_loop
 from jaxmeta.metagrad import check_floats
 
@@ -66,6 +66,12 @@ def _meta_loss(outer_loss, solve, start, theta, state, inner_data, outer_data, k
     return outer_loss(phi, theta, state, outer_data, key_outer)
 
 
+def _metrics(aux) -> Metrics:
+    if not isinstance(aux, dict) and aux != ():
+        raise ValueError("The outer loss of bilevel() must return a scalar and a dict of metrics, or ().")
+    return dict(aux)
+
+
 def bilevel(
     outer_loss: Objective,
     solve: Callable,
@@ -118,7 +124,7 @@ def bilevel(
         del step
         inner_data, outer_data = episode
         value, aux = _meta_loss(outer_loss, solve, start, theta, state, inner_data, outer_data, key)
-        return value, (state, dict(aux))
+        return value, (state, _metrics(aux))
 
     def unroll(theta, state, inner, episode, key, step, *, num_steps=None):
         del step
@@ -126,6 +132,6 @@ def bilevel(
         key_inner, key_outer = jax.random.split(key)
         inner, result = continue_loop(solve, inner, start(theta), theta, state, inner_data, key_inner, num_steps)
         value, aux = outer_loss(result.phi, theta, state, outer_data, key_outer)
-        return value, (inner, result.phi, (state, dict(aux)))
+        return value, (inner, result.phi, (state, _metrics(aux)))
 
     return MetaLearner(first, adapt, predict, loss, unroll)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta.base import InnerResult, Key, Loop, LoopInputs, MetaGrad, PyTree
-from jaxmeta.metagrad import check_floats, unrolled
+from jaxmeta.metagrad import check_count, check_floats, unrolled
 
 Objective = Callable[[PyTree, PyTree, PyTree, PyTree, Key], tuple[jax.Array, PyTree]]
 InnerOptimizer = optax.GradientTransformation | Callable[[PyTree], optax.GradientTransformation]
@@ -64,6 +64,12 @@ def inner_loop(
     if isinstance(record, str) or not set(record) <= set(RECORDS):
         raise ValueError(f"inner_loop can record a list of {', '.join(RECORDS)}; given {record!r}.")
     metagrad = unrolled() if metagrad is None else metagrad
+    if not isinstance(metagrad, MetaGrad):
+        raise ValueError(
+            f"metagrad must be a MetaGrad, as unrolled() or METAGRADS['mixed_mode']() return; given {metagrad!r}."
+        )
+    if not isinstance(optimizer, optax.GradientTransformation) and not callable(optimizer):
+        raise ValueError(f"optimizer must be inner_sgd(rate) and the like, or from optax; given {optimizer!r}.")
     _check_num_steps(num_steps, proximal, metagrad)
     training_steps = num_steps
     gradient = metagrad.grad(_with_proximal(objective, proximal))
@@ -96,6 +102,8 @@ def inner_loop(
             anchor = ()
         elif anchor is None:
             anchor = phi
+        else:
+            _check_same("The anchor is not like phi", phi, anchor)
 
         def init(inputs: LoopInputs):
             fresh = transformation(inputs).init(inputs.phi)
@@ -157,7 +165,10 @@ def _with_proximal(objective, proximal):
     """Add the proximal term, and return the value in place of what else the objective returns."""
 
     def total(phi, theta, state, data, key, anchor):
-        value, _ = objective(phi, theta, state, data, key)
+        result = objective(phi, theta, state, data, key)
+        if not isinstance(result, tuple) or len(result) != 2 or jnp.shape(result[0]) != ():
+            raise ValueError("An objective must return a pair: a scalar, and what else it has to say, or ().")
+        value, _ = result
         if proximal:
             value += 0.5 * proximal * optax.tree.norm(optax.tree.sub(phi, anchor), squared=True)
         return value, value
@@ -166,8 +177,7 @@ def _with_proximal(objective, proximal):
 
 
 def _check_num_steps(num_steps, proximal, metagrad: MetaGrad):
-    if num_steps < 0:
-        raise ValueError(f"inner_loop needs num_steps >= 0; given {num_steps}.")
+    check_count("inner_loop", "num_steps", num_steps, 0)
     metagrad.check(num_steps, proximal)
 
 

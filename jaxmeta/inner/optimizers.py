@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta.base import PyTree
+from jaxmeta.metagrad import check_count
 
 Rate = PyTree | Callable[[PyTree], PyTree]
 
@@ -36,6 +37,8 @@ def learning_rates(phi: PyTree, rate: float, *, per: str = "leaf", num_steps: in
     Source: Li, Zhou, Chen and Li, 2017, arXiv 1707.09835 (per parameter); Antoniou, Edwards
     and Storkey, 2019, arXiv 1810.09502 (per layer and step).
     """
+    if num_steps is not None:
+        check_count("learning_rates", "num_steps", num_steps, 1)
     if per not in ("leaf", "parameter"):
         raise ValueError(f"learning_rates needs per='leaf' or 'parameter'; given {per!r}.")
     steps = () if num_steps is None else (num_steps,)
@@ -55,7 +58,7 @@ def inner_sgd(rate: Rate, *, per_step: bool = False) -> Callable[[PyTree], optax
         each a scalar or of the shape of its leaf; or a function `theta -> rate` of either
         kind, for rates that are learned.
       per_step: Each rate has a leading axis, one value for each inner step. Later steps
-        than it has take the last.
+        than it has take the last. This is the way to a schedule too: give its values.
 
     Returns:
       `theta -> optax transformation`, as `inner_loop` takes it.
@@ -129,7 +132,8 @@ def inner_adam(
       `theta -> optax transformation`.
 
     Raises:
-      ValueError: if eps or eps_root is not positive.
+      ValueError: if eps or eps_root is not positive; at trace time, for parameters in float16, or
+        in a precision in which eps_root is zero.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -148,8 +152,26 @@ def inner_adam(
             "is NaN wherever an inner gradient is 0."
         )
     return lambda theta: optax.chain(
-        optax.scale_by_adam(b1, b2, eps, eps_root), scale_by_rates(_resolve(rate, theta), per_step=per_step)
+        _refuse_underflow(eps_root),
+        optax.scale_by_adam(b1, b2, eps, eps_root),
+        scale_by_rates(_resolve(rate, theta), per_step=per_step),
     )
+
+
+def _refuse_underflow(eps_root: float) -> optax.GradientTransformation:
+    """Pass updates on; refuse parameters in whose precision eps_root is zero, which brings the NaN back."""
+
+    def init(params):
+        for leaf in jax.tree.leaves(params):
+            dtype = jnp.result_type(leaf)
+            if dtype == jnp.float16 or eps_root < jnp.finfo(dtype).tiny:
+                raise ValueError(
+                    f"inner_adam cannot keep eps_root={eps_root:g} apart from 0 in {dtype}: the meta-gradient would be "
+                    "NaN. Keep phi in float32 or bfloat16, or raise eps."
+                )
+        return optax.EmptyState()
+
+    return optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
 
 
 def scale_by_rates(rates: PyTree, *, per_step: bool = False) -> optax.GradientTransformation:
@@ -204,6 +226,8 @@ def _scale(rate, branch):
 def _at_step(rate, count):
     if not jnp.ndim(rate):
         raise ValueError("With per_step=True every rate needs a leading axis of steps; given a single number.")
+    if jnp.shape(rate)[0] == 0:
+        raise ValueError("With per_step=True every rate needs at least one step; given none.")
     return jnp.take(jnp.asarray(rate), count, axis=0, mode="clip")
 
 

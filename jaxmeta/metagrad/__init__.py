@@ -7,7 +7,7 @@ from jaxmeta.metagrad.estimators import exact, mean_over_tasks
 from jaxmeta.metagrad.evolution import evolution, pes
 from jaxmeta.metagrad.forward import forward
 from jaxmeta.metagrad.implicit import conjugate_gradient, implicit, neumann
-from jaxmeta.metagrad.leaves import check_floats
+from jaxmeta.metagrad.leaves import check_count, check_floats
 from jaxmeta.metagrad.mixed import MixedModeWarning, mixed_mode
 from jaxmeta.metagrad.strategies import first_order, truncated, unrolled
 
@@ -34,6 +34,7 @@ __all__ = [
     "METAGRADS",
     "MixedModeWarning",
     "bootstrapped",
+    "check_count",
     "check_floats",
     "conjugate_gradient",
     "evolution",

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.base import Episode, Estimator, MetaLearner
+from jaxmeta.base import Batch, Episode, Estimator, MetaLearner
 from jaxmeta.metagrad.estimators import mean_over_tasks
 from jaxmeta.metagrad.evolution import unroll_of
-from jaxmeta.metagrad.leaves import check_floats, is_float, map_floats
+from jaxmeta.metagrad.leaves import check_count, check_floats, is_float, map_floats
 
 MATCHES = ("outputs", "parameters")
 
@@ -41,8 +41,9 @@ def bootstrapped(*, num_steps: int = 1, rate: float = 0.0, match: str = "outputs
 
     Source: Flennerhag, Schroecker, Zahavy, van Hasselt, Silver and Singh, 2021, arXiv 2109.04504.
     """
-    if num_steps < 0 or rate < 0:
-        raise ValueError(f"bootstrapped needs num_steps >= 0 and rate >= 0; given {num_steps} and {rate}.")
+    check_count("bootstrapped", "num_steps", num_steps, 0)
+    if not 0 <= rate < float("inf"):
+        raise ValueError(f"bootstrapped needs rate >= 0; given {rate}.")
     if num_steps == 0 and rate == 0:
         raise ValueError("bootstrapped needs a target beyond the horizon: num_steps >= 1 or rate > 0.")
     if match not in MATCHES:
@@ -55,6 +56,8 @@ def bootstrapped(*, num_steps: int = 1, rate: float = 0.0, match: str = "outputs
     def value_and_grad(learner: MetaLearner, meta_params, state, estimator_state, episodes, keys, step):
         unroll = unroll_of(learner, "bootstrapped")
         check_floats(meta_params, "meta_params")
+        if match == "outputs" and not isinstance(episodes.query, Batch):
+            raise ValueError("bootstrapped(match='outputs') compares predictions on a Batch; use match='parameters'.")
 
         def matching_loss(theta, episode: Episode, key):
             loss, (inner, adapted, (new_state, metrics)) = unroll(theta, state, None, episode, key, step)

@@ -6,6 +6,13 @@ import jax
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun, subjaxprs
 
+# Tangents that exist in reverse mode only: of a custom_vjp (JAX's name), and of mixed_mode().
+REVERSE_ONLY = {"custom_lin", "reverse_only_tangent"}
+NO_FORWARD_DERIVATIVE = (
+    "{} takes forward derivatives of the inner gradient, and an operation of the objective has none (it has a "
+    "custom_vjp, or is a loop under mixed_mode()). Write it with jax.custom_jvp, or use unrolled(remat='step')."
+)
+
 
 def hoist(function: Callable, *args) -> tuple[Callable, list]:
     """Turn the traced values that a function closes over into arguments.
@@ -20,17 +27,21 @@ def hoist(function: Callable, *args) -> tuple[Callable, list]:
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
     places = [place for place, const in enumerate(closed.consts) if isinstance(const, Tracer)]
-    structure = jax.tree.structure(shapes)
+    structure, num_args = jax.tree.structure(shapes), len(args)
+    values = [closed.consts[place] for place in places]
+    # The function is kept longer than the trace: it must not hold on to the traced values.
+    jaxpr = closed.jaxpr
+    constants = [None if isinstance(const, Tracer) else const for const in closed.consts]
+    del closed, args
 
     def converted(*args_and_hoisted):
-        consts = list(closed.consts)
-        given, hoisted = args_and_hoisted[: len(args)], args_and_hoisted[len(args) :]
-        for place, value in zip(places, hoisted, strict=True):
+        consts = list(constants)
+        for place, value in zip(places, args_and_hoisted[num_args:], strict=True):
             consts[place] = value
-        outputs = jaxpr_as_fun(closed.replace(consts=consts))(*jax.tree.leaves(given))
+        outputs = jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))(*jax.tree.leaves(args_and_hoisted[:num_args]))
         return jax.tree.unflatten(structure, outputs)
 
-    return converted, [closed.consts[place] for place in places]
+    return converted, values
 
 
 def operations(function: Callable, *args) -> set[str]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxmeta.base import Episode, Estimator, MetaLearner, PyTree
 from jaxmeta.metagrad.estimators import mean_over_tasks
-from jaxmeta.metagrad.leaves import check_floats, is_float
+from jaxmeta.metagrad.leaves import check_count, check_floats, is_float
 
 
 class Particles(NamedTuple):
@@ -110,7 +110,7 @@ def pes(*, std: float = 0.01, num_pairs: int = 4, num_unrolls: int = 4, stagger:
       >>> pes(num_unrolls=0)
       Traceback (most recent call last):
       ...
-      ValueError: pes needs num_unrolls >= 1; given 0.
+      ValueError: pes needs num_unrolls >= 1, a whole number known before tracing; given 0.
 
     Source: Vicol, Metz and Sohl-Dickstein, 2021, arXiv 2112.13835.
     """
@@ -122,7 +122,10 @@ def _in_unrolls(name, std, num_pairs, num_unrolls, *, stagger, accumulate):
     def init(key, learner, meta_params, state, episodes):
         unroll = unroll_of(learner, name)
         check_floats(meta_params, "meta_params")
-        num_tasks = jax.tree.leaves(episodes)[0].shape[0]
+        leaves = jax.tree.leaves(episodes)
+        if not leaves:
+            raise ValueError(f"{name} counts tasks by their data; give the episodes at least one array.")
+        num_tasks = leaves[0].shape[0]
 
         def of_task(episode, key):
             key_noise, key_start, key_age = jax.random.split(key, 3)
@@ -136,6 +139,7 @@ def _in_unrolls(name, std, num_pairs, num_unrolls, *, stagger, accumulate):
     def value_and_grad(learner, meta_params, state, estimator_state, episodes, keys, step):
         unroll = unroll_of(learner, name)
         check_floats(meta_params, "meta_params")
+        _check_state(name, estimator_state, num_pairs)
 
         def of_task(particles: Particles, episode, key):
             key_noise, key_loss = jax.random.split(key)
@@ -161,6 +165,15 @@ def _in_unrolls(name, std, num_pairs, num_unrolls, *, stagger, accumulate):
         return value, grads, estimator_state
 
     return Estimator(init, value_and_grad)
+
+
+def _check_state(name, estimator_state, num_pairs) -> None:
+    pairs = jax.tree.leaves(getattr(estimator_state, "noise", ()))
+    if not isinstance(estimator_state, Particles) or any(leaf.shape[1] != num_pairs for leaf in pairs):
+        raise ValueError(
+            f"The estimator's state is not that of {name} with num_pairs={num_pairs}. Give init_train_state and "
+            "make_train_step the same estimator."
+        )
 
 
 def unroll_of(learner: MetaLearner, who: str) -> Callable:
@@ -193,7 +206,8 @@ def _both(meta_params, noise):
 
 def _estimate(noise, losses, std):
     weights = (losses[:, 0] - losses[:, 1]) / (2 * std**2 * losses.shape[0])
-    return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1, precision="highest"), noise)
+    # In the precision of the loss, and back to that of the leaf, as a gradient has it.
+    return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1, precision="highest").astype(leaf.dtype), noise)
 
 
 def _mean_of_pairs(tree: Any):
@@ -210,6 +224,5 @@ def _where(condition, chosen, other):
 def _check(name, std, num_pairs, num_unrolls):
     if not 0 < std < float("inf"):
         raise ValueError(f"{name} needs std > 0; given {std}.")
-    for what, number in (("num_pairs", num_pairs), ("num_unrolls", num_unrolls)):
-        if number < 1:
-            raise ValueError(f"{name} needs {what} >= 1; given {number}.")
+    check_count(name, "num_pairs", num_pairs, 1)
+    check_count(name, "num_unrolls", num_unrolls, 1)

@@ -8,8 +8,8 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from jaxmeta.base import Loop, MetaGrad
-from jaxmeta.metagrad.closures import hoist
-from jaxmeta.metagrad.leaves import is_float, split_floats
+from jaxmeta.metagrad.closures import NO_FORWARD_DERIVATIVE, hoist
+from jaxmeta.metagrad.leaves import check_count, is_float, split_floats
 from jaxmeta.metagrad.paths import rematerialise, run_loop
 from jaxmeta.metagrad.strategies import inner_gradient
 
@@ -44,21 +44,26 @@ def forward(*, max_meta_params: int = 256) -> MetaGrad:
 
     Source: Franceschi, Donini, Frasconi and Pontil, 2017, arXiv 1703.01785.
     """
-    if max_meta_params < 1:
-        raise ValueError(f"forward needs max_meta_params >= 1; given {max_meta_params}.")
+    check_count("forward", "max_meta_params", max_meta_params, 1)
 
     def solve(loop: Loop):
         # What the loop closes over is hoisted into arguments, or the rule would not see it.
         run, hoisted = hoist(lambda inputs: run_loop(loop._replace(inputs=inputs)), loop.inputs)
-        floats, names, rest, merge = split_floats((loop.inputs, hoisted))
-        names = [_short(name) for name in names]
+        leaves, names, rest, merge = split_floats((loop.inputs, hoisted))
+        # A start that is theta, and the anchor too, is one value: it is carried once.
+        places = {id(leaf): place for place, leaf in reversed(list(enumerate(leaves)))}
+        floats = [leaves[place] for place in sorted(places.values())]
+        names = [_short(names[place]) for place in sorted(places.values())]
+        number = {id(leaf): number for number, leaf in enumerate(floats)}
+        numbers = [number[id(leaf)] for leaf in leaves]
 
         def run_from(floats, rest):
-            inputs, hoisted = merge(floats, rest)
+            inputs, hoisted = merge([floats[number] for number in numbers], rest)
             return run(inputs, *hoisted)
 
         def rule(primals, tangents):
             (floats, rest), (tangents, _) = primals, tangents
+            floats = [jnp.asarray(leaf) for leaf in floats]
             moving = [place for place, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
             _check_number([(names[place], floats[place]) for place in moving], max_meta_params)
 
@@ -68,7 +73,12 @@ def forward(*, max_meta_params: int = 256) -> MetaGrad:
                     moved[place] = leaf
                 return run_from(moved, rest)
 
-            outputs, jacobian = _jacobian(of_moving, [floats[place] for place in moving])
+            try:
+                outputs, jacobian = _jacobian(of_moving, [floats[place] for place in moving])
+            except TypeError as error:
+                if "custom_vjp" not in str(error) and "forwards" not in str(error):
+                    raise
+                raise TypeError(NO_FORWARD_DERIVATIVE.format("forward()")) from error
             direction = jnp.concatenate([jnp.ravel(tangents[place]) for place in moving])
             return outputs, jax.tree.map(lambda rows, output: _contract(direction, rows, output), jacobian, outputs)
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
 from jaxmeta.base import Loop, MetaGrad, PyTree
-from jaxmeta.metagrad.closures import hoist
+from jaxmeta.metagrad.closures import NO_FORWARD_DERIVATIVE, REVERSE_ONLY, hoist, operations
 from jaxmeta.metagrad.guards import no_derivative
-from jaxmeta.metagrad.leaves import split_floats
+from jaxmeta.metagrad.leaves import check_count, split_floats
 from jaxmeta.metagrad.paths import rematerialise, run_loop
 from jaxmeta.metagrad.strategies import inner_gradient
 
@@ -33,6 +33,7 @@ def conjugate_gradient(max_steps: int = 20, tolerance: float = 1e-10) -> Solver:
       >>> conjugate_gradient()(lambda x: jnp.array([1.0, 2.0]) * x, jnp.array([1.0, 1.0])).tolist()
       [1.0, 0.5]
     """
+    check_count("conjugate_gradient", "max_steps", max_steps, 1)
     return partial(_solution, partial(jax.scipy.sparse.linalg.cg, tol=tolerance, maxiter=max_steps))
 
 
@@ -60,6 +61,9 @@ def neumann(num_terms: int = 20, rate: float = 0.1) -> Solver:
 
     Source: Lorraine, Vicol and Duvenaud, 2020, arXiv 1911.02590.
     """
+    check_count("neumann", "num_terms", num_terms, 0)
+    if not 0 < rate < float("inf"):
+        raise ValueError(f"neumann needs rate > 0; given {rate}.")
 
     def solve(product, vector):
         def add_term(carry, _):
@@ -91,10 +95,11 @@ def implicit(*, solver: Solver | None = None, damping: float = 0.0, strongly_con
         proximal term (weight decay of its own, ridge regression).
 
     Returns:
-      A `MetaGrad`. The state of the inner optimiser and the records are not differentiated.
+      A `MetaGrad`. The state of the inner optimiser and the records are constants to it.
       It raises ValueError, where the loop is made, without `proximal` or `strongly_convex`;
       and at trace time for meta-parameters that change the path and not the solution
-      (learning rates, a start without a proximal term): their gradient would be zero.
+      (learning rates, a start without a proximal term): their gradient would be zero. It tells leaves
+      apart, not the numbers within one: keep rates in a leaf of their own.
 
     Raises:
       ValueError: for a negative damping.
@@ -111,7 +116,7 @@ def implicit(*, solver: Solver | None = None, damping: float = 0.0, strongly_con
 
     Source: Rajeswaran, Finn, Kakade and Levine, 2019, arXiv 1909.04630.
     """
-    if damping < 0:
+    if not 0 <= damping < float("inf"):
         raise ValueError(f"implicit needs damping >= 0; given {damping}.")
     linear_solver = conjugate_gradient() if solver is None else solver
 
@@ -124,6 +129,7 @@ def implicit(*, solver: Solver | None = None, damping: float = 0.0, strongly_con
             )
 
     def solve(loop: Loop):
+        _refuse_missing_derivative(loop)
         solution, rest = jax.lax.stop_gradient(_run_guarded(loop))
 
         def tangent_solve(linear, vector):
@@ -144,6 +150,14 @@ def implicit(*, solver: Solver | None = None, damping: float = 0.0, strongly_con
     return MetaGrad(inner_gradient, step, solve, check)
 
 
+def _refuse_missing_derivative(loop: Loop) -> None:
+    def along(phi):
+        return jax.jvp(lambda phi: loop.optimality(phi, loop.inputs), (phi,), (phi,))
+
+    if REVERSE_ONLY & operations(along, loop.inputs.phi):
+        raise TypeError(NO_FORWARD_DERIVATIVE.format("implicit()"))
+
+
 def _run_guarded(loop: Loop):
     """Run the loop; refuse the derivative of what changes the path and not the solution, which would be a zero."""
 
@@ -161,7 +175,9 @@ def _run_guarded(loop: Loop):
     floats, names, rest, merge = split_floats(loop.inputs)
     on_path = _used(lambda floats: path(merge(floats, rest))[0], floats)
     at_solution = _used(lambda floats: loop.optimality(loop.inputs.phi, merge(floats, rest)), floats)
-    anchored = bool(jax.tree.leaves(loop.inputs.anchor))  # Then the solution depends on the start, as the anchor.
+    # Where the start is the anchor too, the solution depends on it.
+    start, anchor = (jax.tree.leaves(tree) for tree in (loop.inputs.phi, loop.inputs.anchor))
+    anchored = len(start) == len(anchor) and all(a is b for a, b in zip(start, anchor, strict=True))
     guarded = [
         no_derivative(leaf, _unseen(name)) if path and not (solution or anchored and _is_start(name)) else leaf
         for leaf, name, path, solution in zip(floats, names, on_path, at_solution, strict=True)

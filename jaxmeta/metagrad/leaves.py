@@ -1,5 +1,6 @@
 """Which leaves of a tree can be differentiated, and how to name one."""
 
+import numbers
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ def split_floats(tree: PyTree) -> Split:
 
     pairs = list(zip(paths, differentiable, strict=True))
     return Split(
-        [jnp.asarray(leaf) for (_, leaf), of_float in pairs if of_float],
+        [leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for (_, leaf), of_float in pairs if of_float],
         [name_of(path) for (path, _), of_float in pairs if of_float],
         [leaf for (_, leaf), of_float in pairs if not of_float],
         merge,
@@ -56,6 +57,16 @@ def split_floats(tree: PyTree) -> Split:
 def name_of(path) -> str:
     """Name a leaf as one would write it: `theta['rates']`."""
     return jax.tree_util.keystr(path).removeprefix(".")
+
+
+def check_count(who: str, what: str, number, least: int) -> None:
+    """Refuse what is not a whole number of at least so much.
+
+    Raises:
+      ValueError: says what was given.
+    """
+    if isinstance(number, bool) or not isinstance(number, numbers.Integral) or number < least:
+        raise ValueError(f"{who} needs {what} >= {least}, a whole number known before tracing; given {number!r}.")
 
 
 def check_floats(tree: PyTree, what: str) -> None:

@@ -10,14 +10,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
 from jaxmeta.base import MetaGrad
-from jaxmeta.metagrad.closures import hoist, operations
+from jaxmeta.metagrad.closures import REVERSE_ONLY, hoist, operations
 from jaxmeta.metagrad.guards import reverse_only
 from jaxmeta.metagrad.leaves import split_floats
 from jaxmeta.metagrad.paths import Remat, rematerialise
 
 INNER_GRADIENT = "inner_gradient"
-# The tangents of a custom_vjp (JAX's name), and of this strategy in an objective that has a loop of its own.
-REVERSE_ONLY = {"custom_lin", "reverse_only_tangent"}
 NO_FORWARD = (
     "mixed_mode() has a reverse-mode rule of its own and cannot be differentiated forwards (jax.jvp, jax.jacfwd, "
     "jax.hessian). Use metagrad=unrolled(), or reverse mode over it (jax.jacrev(jax.grad(f)))."

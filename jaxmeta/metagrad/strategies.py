@@ -4,6 +4,7 @@ import jax
 
 from jaxmeta.base import Loop, MetaGrad
 from jaxmeta.metagrad.guards import no_derivative
+from jaxmeta.metagrad.leaves import check_count
 from jaxmeta.metagrad.paths import Remat, rematerialise, run_loop, run_steps
 
 
@@ -110,8 +111,7 @@ def truncated(num_steps: int = 1, *, remat: Remat = None) -> MetaGrad:
 
     Source: Shaban, Cheng, Hatch and Boots, 2019, arXiv 1810.10667.
     """
-    if num_steps < 1:
-        raise ValueError(f"truncated needs at least one step to differentiate; given {num_steps}.")
+    check_count("truncated", "num_steps", num_steps, 1)
     if remat == "group":
         raise ValueError("truncated takes remat=None, 'step' or a policy; 'group' is for unrolled().")
     step, _ = rematerialise(remat)
@@ -122,13 +122,15 @@ def truncated(num_steps: int = 1, *, remat: Remat = None) -> MetaGrad:
             return run_loop(loop)
         reason = (
             f"truncated({num_steps}) of {loop.num_steps} steps cannot see the start of the inner loop, which depends "
-            "on a meta-parameter: its gradient would be zero. Say that this is meant by jax.lax.stop_gradient(phi), "
+            "on a meta-parameter: its gradient would be zero. Say that this is meant by jax.lax.stop_gradient, "
             "or use unrolled(remat='step') or mixed_mode()."
         )
         start = no_derivative(loop.inputs.phi, reason)
         constant = jax.lax.stop_gradient(loop.inputs._replace(phi=start))
-        carry, early = run_steps(loop, constant, loop.init(constant), 0, cut)
-        carry, late = run_steps(loop, loop.inputs, jax.lax.stop_gradient(carry), cut, loop.num_steps)
+        # What init does not take from its inputs is an opt_state that was handed in.
+        first = no_derivative(loop.init(constant), reason)
+        carry, early = jax.lax.stop_gradient(run_steps(loop, constant, first, 0, cut))
+        carry, late = run_steps(loop, loop.inputs, carry, cut, loop.num_steps)
         return carry, jax.tree.map(lambda *leaves: jax.numpy.concatenate(leaves), early, late)
 
     return MetaGrad(inner_gradient, step, solve)
