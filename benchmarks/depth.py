@@ -20,18 +20,14 @@ Writes `depth.json` beside this script, and the picture `depth.png` beside the J
 steps, one round, a smoke test) only a FILE that is named.
 """
 
-import argparse
 import json
-import os
-import platform
 import statistics
-import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from costs import compile_meta_gradient, machine, parse, time_in_turn
 from jaxmeta import (
     first_order,
     forward,
@@ -109,33 +105,18 @@ def make_problem(sizes):
 
 
 def measure(start, args, sizes, rounds):
-    rows, compiled = [], []
+    rows, compiled, exact = [], [], None
     for steps in sizes["steps"]:
         for name, (metagrad, *_) in STRATEGIES.items():
             solve = inner_loop(training_loss, inner_sgd(0.2), steps, metagrad, proximal=0.5)
             gradient = meta_grad(validation_loss, solve, start=lambda theta: start)
-            begin = time.perf_counter()
-            compiled.append(jax.jit(gradient).lower(*args).compile())
-            seconds = time.perf_counter() - begin
-            _, grads = compiled[-1](*args)
-            grads = np.array(jax.tree.leaves(grads), np.float64)
-            if name == "unrolled()":
+            expected = None if name == "unrolled()" else exact
+            row, call, grads = compile_meta_gradient(gradient, args, expected)
+            if expected is None:
                 exact = grads
-            rows.append(
-                {
-                    "strategy": name,
-                    "steps": steps,
-                    "temp_bytes": compiled[-1].memory_analysis().temp_size_in_bytes,
-                    "compile_seconds": seconds,
-                    "gradient_difference": float(np.linalg.norm(grads - exact) / np.linalg.norm(exact)),
-                    "seconds": [],
-                }
-            )
-    for _ in range(rounds):
-        for row, call in zip(rows, compiled, strict=True):
-            begin = time.perf_counter()
-            jax.block_until_ready(call(*args))
-            row["seconds"].append(time.perf_counter() - begin)
+            rows.append({"strategy": name, "steps": steps, **row})
+            compiled.append(call)
+    time_in_turn(rows, compiled, args, rounds)
     return rows
 
 
@@ -230,32 +211,16 @@ def add_guides(axes, rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="file for the figures; depth.json beside this script if not --quick")
-    parser.add_argument("--quick", action="store_true", help="a small network, one length, one round: does it run?")
-    options = parser.parse_args()
-    sizes, rounds = (QUICK, 1) if options.quick else (FULL, options.rounds)
-    path = options.json or (None if options.quick else Path(__file__).with_suffix(".json"))
-
-    device = jax.devices()[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"{device.device_kind}, {platform.machine()}, {cores} cores, jax {jax.__version__}")
+    options = parse(__doc__, __file__, 5, "a small network, one length, one round: does it run?")
+    sizes, about = QUICK if options.quick else FULL, machine()
     start, args = make_problem(sizes)
     carry_bytes = sum(leaf.nbytes for leaf in start.values())
-    rows = measure(start, args, sizes, rounds)
+    rows = measure(start, args, sizes, options.rounds)
     show(rows, sizes["steps"], carry_bytes)
-    if path:
-        about = {
-            "device": device.device_kind,
-            "platform": platform.machine(),
-            "cores": cores,
-            "jax": jax.__version__,
-            "sizes": sizes,
-            "carry_bytes": carry_bytes,
-        }
-        path.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
-        draw(path.with_suffix(".png"), rows)
+    if options.json:
+        record = {**about, "sizes": sizes, "carry_bytes": carry_bytes, "rows": rows}
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+        draw(options.json.with_suffix(".png"), rows)
 
 
 if __name__ == "__main__":

@@ -18,19 +18,15 @@ any rematerialisation that is the thriftier form.
 Writes `memory.json` beside this script; with --quick (small sizes, one round, a smoke test) only a FILE that is named.
 """
 
-import argparse
 import json
-import os
-import platform
 import statistics
-import time
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from costs import compile_meta_gradient, machine, parse, time_in_turn
 from jaxmeta import (
     Batch,
     Episode,
@@ -184,26 +180,11 @@ def measure(name, variants, args, rounds):
     """Compile every variant, compare their meta-gradients, time them in turn: one row each, the first the baseline."""
     rows, compiled, expected = [], [], None
     for variant, function in variants.items():
-        begin = time.perf_counter()
-        compiled.append(jax.jit(function).lower(*args).compile())
-        seconds = time.perf_counter() - begin
-        _, grads = compiled[-1](*args)
-        grads = np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(grads)])
+        row, call, grads = compile_meta_gradient(function, args, expected)
         expected = grads if expected is None else expected
-        row = {
-            "setup": name,
-            "variant": variant,
-            "temp_bytes": compiled[-1].memory_analysis().temp_size_in_bytes,
-            "compile_seconds": seconds,
-            "gradient_difference": float(np.linalg.norm(grads - expected) / np.linalg.norm(expected)),
-            "seconds": [],
-        }
-        rows.append(row)
-    for _ in range(rounds):
-        for row, call in zip(rows, compiled, strict=True):
-            begin = time.perf_counter()
-            jax.block_until_ready(call(*args))
-            row["seconds"].append(time.perf_counter() - begin)
+        rows.append({"setup": name, "variant": variant, **row})
+        compiled.append(call)
+    time_in_turn(rows, compiled, args, rounds)
     return rows
 
 
@@ -225,17 +206,8 @@ def show(rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="file for the figures; memory.json beside this script if not --quick")
-    parser.add_argument("--quick", action="store_true", help="small sizes and one round: does it run?")
-    options = parser.parse_args()
-    sizes, rounds = (QUICK, 1) if options.quick else (FULL, options.rounds)
-    path = options.json or (None if options.quick else Path(__file__).with_suffix(".json"))
-
-    device = jax.devices()[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"{device.device_kind}, {platform.machine()}, {cores} cores, jax {jax.__version__}")
+    options = parse(__doc__, __file__, 3, "small sizes and one round: does it run?")
+    sizes, about = QUICK if options.quick else FULL, machine()
     if options.quick:
         setups = {"transformer, 2 layers": partial(transformer_variants, 2, [BASELINE, STACK])}
     else:
@@ -246,18 +218,12 @@ def main():
     setups["conv4, 5-way"] = partial(conv4_variants, [BASELINE, "mixed_mode()"] if options.quick else None)
     rows = []
     for name, make in setups.items():
-        rows.append(measure(name, *make(sizes), rounds))
+        rows.append(measure(name, *make(sizes), options.rounds))
         show(rows[-1])
         jax.clear_caches()
-    if path:
-        about = {
-            "device": device.device_kind,
-            "platform": platform.machine(),
-            "cores": cores,
-            "jax": jax.__version__,
-            "sizes": sizes,
-        }
-        path.write_text(json.dumps({**about, "rows": [row for group in rows for row in group]}, indent=1) + "\n")
+    if options.json:
+        record = {**about, "sizes": sizes, "rows": [row for group in rows for row in group]}
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

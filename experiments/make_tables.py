@@ -81,7 +81,7 @@ def depth_table() -> str:
         cell = f"{row['temp_bytes'] / 2**20:.3g} / {1e3 * statistics.median(row['seconds']):.3g}"
         by_strategy.setdefault(row["strategy"], {})[row["steps"]] = cell
     lines = [
-        f"| MiB / ms at | {' | '.join(f'{steps} steps' for steps in depths)} |",
+        f"| MiB / ms | {' | '.join(f'T = {steps}' for steps in depths)} |",
         "| --- " * (len(depths) + 1) + "|",
     ]
     for strategy, cells in by_strategy.items():

@@ -22,7 +22,7 @@ from jaxmeta.train import TrainStep, make_train_step
 SCHEDULES = ("constant", "cosine")
 # The least value of a whole number, where it is not 1. An interval needs two tasks.
 LEAST = {"seed": 0, "inner_steps": 0, "eval_inner_steps": 0, "validation_episodes": 2, "eval_episodes": 2}
-
+# Other numbers than whole ones are positive, but for these.
 MAY_BE_ZERO = {"proximal"}
 
 

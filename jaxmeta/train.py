@@ -10,6 +10,7 @@ import optax
 from jaxmeta.base import Episode, Estimator, Key, MetaLearner, Metrics, TrainState, check_episode
 from jaxmeta.data import TaskSource, task_keys
 from jaxmeta.metagrad import exact
+from jaxmeta.metagrad.leaves import is_float
 
 TrainStep = Callable[[TrainState, Episode, Key], tuple[TrainState, Metrics]]
 
@@ -142,17 +143,13 @@ def _over_chunks(of_chunk, num_tasks: int, task_chunk: int):
 
         def body(total, chunk):
             value, estimator_state = of_chunk(*chunk)
-            return jax.tree.map(lambda a, b: a + b if _is_float(b) else b, total, value), estimator_state
+            return jax.tree.map(lambda a, b: a + b if is_float(b) else b, total, value), estimator_state
 
         total, estimator_state = jax.lax.scan(body, zeros, chunks)
-        mean = jax.tree.map(lambda leaf: leaf / num_chunks if _is_float(leaf) else leaf, total)
+        mean = jax.tree.map(lambda leaf: leaf / num_chunks if is_float(leaf) else leaf, total)
         return mean, jax.tree.map(lambda leaf: leaf.reshape(num_tasks, *leaf.shape[2:]), estimator_state)
 
     return over_chunks
-
-
-def _is_float(leaf) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 def fit(

@@ -149,6 +149,34 @@ def test_staggered_pes_is_unbiased_after_its_first_round(x64):
     assert (standard_errors(samples, expected) < 4).all()
 
 
+def test_pes_begins_its_tasks_at_different_unrolls():
+    problem, episodes = linear_problem(num_steps=1, num_unrolls=4), Episode((), jnp.ones([64, 3]))
+    ages = {
+        stagger: pes(num_unrolls=4, stagger=stagger).init(KEY, learner_of(problem), problem.theta, (), episodes).unrolls
+        for stagger in (True, False)
+    }
+    assert set(ages[True].tolist()) == {0, 1, 2, 3} and set(ages[False].tolist()) == {0}
+
+
+def test_bootstrapping_a_classifier_is_a_divergence(source, x64):
+    """KL(target || adapted) over the query set, the target held constant."""
+    learner = maml(tiny_model(), inner_optimizer=optax.sgd(0.1))
+    episodes = source.sample(KEY, source.pool, source.spec, 1)
+    episode = jax.tree.map(lambda leaf: leaf[0], episodes)
+    theta, state = learner.init(KEY, episode.support.inputs)
+    (_, (_, metrics)), _, _ = bootstrapped(num_steps=4).value_and_grad(
+        learner, theta, state, (), episodes, KEY[None], 0
+    )
+    adapted, target = (
+        jax.nn.log_softmax(
+            learner.predict(learner.adapt(theta, state, episode.support, KEY, num_steps=steps), episode.query, KEY)
+        )
+        for steps in (1, 5)
+    )
+    expected = jnp.mean(jnp.sum(jnp.exp(target) * (target - adapted), axis=-1))
+    np.testing.assert_allclose(metrics["matching"], expected, rtol=1e-4)
+
+
 def test_pes_keeps_its_task_until_it_is_finished():
     problem = linear_problem(num_steps=1, num_unrolls=2)
     learner, estimator = learner_of(problem), pes(num_unrolls=2, stagger=False)

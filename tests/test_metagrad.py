@@ -192,49 +192,63 @@ def test_third_order(x64, name):
 
 @pytest.mark.parametrize("name", ["unrolled", "remat", "remat_group", "mixed_mode", "forward", "implicit"])
 def test_closed_over_tracers(x64, name):
-    """An objective may close over what is differentiated, and over what is mapped."""
+    """What is differentiated and what is mapped may be closed over: as if they were given as arguments."""
+    metagrad = METAGRADS[name]()
+    rates = {} if name == "implicit" else {"rate": jnp.array(0.1)}  # implicit() cannot see a rate.
+    theta = {"phi": jnp.ones(2), "weight": jnp.array(0.2), **rates}
+    tasks = jnp.array([[0.3, 0.4], [-0.5, 2.0]])
 
-    def meta_loss(metagrad, theta, data):
-        def objective(phi, _, state, data_of_inner, key):
-            return jnp.exp(theta["weight"]) * jnp.sum(jnp.cosh(phi - data)), ()
+    def objective(phi, theta, state, data, key):
+        return jnp.exp(theta["weight"]) * jnp.sum(jnp.cosh(phi - data)), ()
 
-        rate = 0.1 if name == "implicit" else theta["rate"]
-        strategy = metagrad
-        solve = inner_loop(objective, lambda _: optax.sgd(rate), 3, strategy, proximal=theta["pull"])
+    def explicit(theta, data):
+        solve = inner_loop(objective, inner_sgd(lambda theta: theta.get("rate", 0.1)), 3, metagrad, proximal=1.0)
+        return jnp.sum(jnp.sin(solve(theta["phi"], theta, (), data, KEY).phi))
+
+    def hidden(theta, data):
+        def closed(phi, _, state, nothing, key):
+            return objective(phi, theta, state, data, key)
+
+        solve = inner_loop(closed, lambda _: optax.sgd(theta.get("rate", 0.1)), 3, metagrad, proximal=1.0)
         return jnp.sum(jnp.sin(solve(theta["phi"], (), (), (), KEY).phi))
 
-    theta = {"phi": jnp.ones(2), "weight": jnp.array(0.2), "rate": jnp.array(0.1)}
-    theta["pull"] = 1.0
-    floats = {key: value for key, value in theta.items() if key != "pull"}
-    data = jnp.array([[0.3, 0.4], [-0.5, 2.0]])
+    def gradients(meta_loss):
+        per_task = jax.vmap(meta_loss, (None, 0))
+        yield jax.vmap(jax.grad(meta_loss), (None, 0))(theta, tasks)
+        yield jax.grad(lambda theta: per_task(theta, tasks).sum())(theta)
+        yield jax.jit(jax.vmap(jax.grad(meta_loss, 1), (None, 0)))(theta, tasks)
 
-    def gradients(metagrad):
-        of_one = partial(meta_loss, metagrad)
+    for gradient, expected in zip(gradients(hidden), gradients(explicit), strict=True):
+        assert_close(gradient, expected)
 
-        def per_task(floats, data):
-            return of_one({**floats, "pull": 1.0}, data)
 
-        yield jax.vmap(jax.grad(per_task), (None, 0))(floats, data)
-        yield jax.grad(lambda floats: jax.vmap(per_task, (None, 0))(floats, data).sum())(floats)
-        yield jax.jit(jax.vmap(jax.grad(per_task, 1), (None, 0)))(floats, data)
+def temporary_memory(metagrad, num_steps, optimizer):
+    """Bytes that XLA sets aside for the meta-gradient of a small perceptron with two meta-parameters."""
+    start = {"hidden": jnp.full([16, 64], 0.1), "out": jnp.full([64, 4], 0.1)}
 
-    if name == "implicit":
-        for_implicit = implicit(solver=conjugate_gradient(50))
-        explicit_theta = {key: floats[key] for key in ("phi", "weight")}
+    def objective(phi, theta, state, data, key):
+        outputs = jnp.tanh(data @ phi["hidden"]) @ phi["out"]
+        return theta["weight"] * jnp.mean((outputs - 1.0) ** 2) + theta["decay"] * jnp.sum(phi["out"] ** 2), ()
 
-        def explicit(metagrad, theta, data):
-            def objective(phi, theta, state, data, key):
-                return jnp.exp(theta["weight"]) * jnp.sum(jnp.cosh(phi - data)), ()
+    solve = inner_loop(objective, optimizer, num_steps, metagrad)
+    gradient = meta_grad(objective, solve, start=lambda theta: start)
+    theta = {"weight": jnp.array(1.0), "decay": jnp.array(0.1)}
+    data = jnp.linspace(-1, 1, 64 * 16).reshape(64, 16)
+    compiled = jax.jit(gradient).lower(theta, (), data, data, KEY).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
 
-            solve = inner_loop(objective, inner_sgd(0.1), 3, metagrad, proximal=1.0)
-            return jnp.sum(jnp.sin(solve(theta["phi"], theta, (), data, KEY).phi))
 
-        expected = jax.vmap(jax.grad(partial(explicit, for_implicit)), (None, 0))(explicit_theta, data)
-        given = next(gradients(for_implicit))
-        assert_close({key: given[key] for key in explicit_theta}, expected)
-        return
-    for given, expected in zip(gradients(METAGRADS[name]()), gradients(unrolled()), strict=True):
-        assert_close(given, expected)
+def test_what_is_not_kept_needs_no_memory():
+    """Not the speed but the point of each option: XLA's analysis is the same on every run."""
+    sgd = optax.sgd(0.1)
+    plain, step, group = (temporary_memory(unrolled(remat=remat), 64, sgd) for remat in (None, "step", "group"))
+    assert step < plain / 3 and group < step / 2
+    assert temporary_memory(forward(), 64, sgd) == temporary_memory(forward(), 16, sgd)
+    assert temporary_memory(truncated(4), 64, sgd) < plain / 3
+    # Adam needs its gradients on the way back: keeping them costs memory, and is asked for by name.
+    adam = inner_adam(0.01)
+    kept, again = (temporary_memory(mixed_mode(save_gradients=save), 64, adam) for save in (True, False))
+    assert again < 0.9 * kept
 
 
 @pytest.mark.parametrize("name", METAGRADS)

@@ -101,7 +101,8 @@ def compare_estimators(
         try:
             sample, run, compile_seconds, memory = _compile(problem, strategy)
         except Exception as error:  # One that fails, however, must not take the others' rows with it.
-            rows.append(Comparison(name, refused=str(error).splitlines()[0]))
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            rows.append(Comparison(name, refused=reason.removeprefix("ValueError: ")))
             continue
         programs[name] = run
         rows.append(

@@ -8,10 +8,7 @@ import jax.numpy as jnp
 
 from jaxmeta.base import Episode, Key, MetaGrad, MetaLearner, PyTree
 from jaxmeta.inner import InnerOptimizer, Objective, bilevel, inner_loop
-
-
-def _theta_itself(theta):
-    return theta
+from jaxmeta.inner.bilevel import theta_itself
 
 
 class Problem(NamedTuple):
@@ -40,7 +37,7 @@ class Problem(NamedTuple):
     theta: PyTree
     optimizer: InnerOptimizer
     num_steps: int
-    start: Callable[[PyTree], PyTree] = _theta_itself
+    start: Callable[[PyTree], PyTree] = theta_itself
     state: PyTree = ()
     inner_data: PyTree = ()
     outer_data: PyTree = ()

@@ -11,12 +11,13 @@ from jaxmeta.metagrad import check_floats
 Start = Callable[[PyTree], PyTree]
 
 
-def _theta_itself(theta):
+def theta_itself(theta):
+    """Begin at theta: what is learned is the start."""
     return theta
 
 
 def meta_grad(
-    outer_loss: Objective, solve: Callable, *, start: Start = _theta_itself
+    outer_loss: Objective, solve: Callable, *, start: Start = theta_itself
 ) -> Callable[[PyTree, PyTree, PyTree, PyTree, Key], tuple[tuple[jax.Array, PyTree], PyTree]]:
     """Make the gradient of an outer loss through an inner loop.
 
@@ -77,7 +78,7 @@ def bilevel(
     solve: Callable,
     *,
     init: Callable[[Key], tuple[PyTree, PyTree]],
-    start: Start = _theta_itself,
+    start: Start = theta_itself,
 ) -> MetaLearner:
     """Make a learner of a bilevel problem, for the estimators and the train step.
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxmeta.base import Batch, Episode, Estimator, MetaLearner
 from jaxmeta.metagrad.estimators import mean_over_tasks
 from jaxmeta.metagrad.evolution import unroll_of
-from jaxmeta.metagrad.leaves import check_count, check_floats, is_float, map_floats
+from jaxmeta.metagrad.leaves import check_count, check_floats, is_float
 
 MATCHES = ("outputs", "parameters")
 
@@ -102,5 +102,5 @@ def _output_distance(target, adapted, query):
 
 
 def _parameter_distance(target, adapted):
-    squares = map_floats(lambda leaf: jnp.sum(jnp.square(leaf)), jax.tree.map(jnp.subtract, adapted, target))
-    return 0.5 * sum(leaf for leaf in jax.tree.leaves(squares) if is_float(leaf))
+    pairs = zip(jax.tree.leaves(target), jax.tree.leaves(adapted), strict=True)
+    return 0.5 * sum(jnp.sum(jnp.square(leaf - goal)) for goal, leaf in pairs if is_float(leaf))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.base import Estimator, PyTree
-from jaxmeta.metagrad.leaves import check_floats
+from jaxmeta.metagrad.leaves import check_floats, is_float
 
 
 def mean_over_tasks(tree: PyTree) -> PyTree:
@@ -23,7 +23,7 @@ def mean_over_tasks(tree: PyTree) -> PyTree:
     """
 
     def mean(leaf):
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        if not is_float(leaf):
             return leaf[0]
         # A product with the tasks' shares: XLA's sum over a leading axis was a quarter of a
         # whole meta-step on a CPU. Highest precision, or some accelerators would round.

@@ -8,7 +8,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from jaxmeta.base import Loop, MetaGrad
-from jaxmeta.metagrad.closures import NO_FORWARD_DERIVATIVE, hoist
+from jaxmeta.metagrad.closures import NO_FORWARD_DERIVATIVE, hoist, trace
 from jaxmeta.metagrad.leaves import check_count, is_float, split_floats
 from jaxmeta.metagrad.paths import rematerialise, run_loop
 from jaxmeta.metagrad.strategies import inner_gradient
@@ -48,7 +48,7 @@ def forward(*, max_meta_params: int = 256) -> MetaGrad:
 
     def solve(loop: Loop):
         # What the loop closes over is hoisted into arguments, or the rule would not see it.
-        run, hoisted = hoist(lambda inputs: run_loop(loop._replace(inputs=inputs)), loop.inputs)
+        run, hoisted = hoist(trace(lambda inputs: run_loop(loop._replace(inputs=inputs)), loop.inputs), 1)
         leaves, names, rest, merge = split_floats((loop.inputs, hoisted))
         # A start that is theta, and the anchor too, is one value: it is carried once.
         places = {id(leaf): place for place, leaf in reversed(list(enumerate(leaves)))}

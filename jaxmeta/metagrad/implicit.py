@@ -5,12 +5,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.interpreters import partial_eval
 
 from jaxmeta.base import Loop, MetaGrad, PyTree
-from jaxmeta.metagrad.closures import NO_FORWARD_DERIVATIVE, REVERSE_ONLY, hoist, operations
+from jaxmeta.metagrad.closures import NO_FORWARD_DERIVATIVE, REVERSE_ONLY, hoist, operations, trace, used
 from jaxmeta.metagrad.guards import no_derivative
-from jaxmeta.metagrad.leaves import check_count, split_floats
+from jaxmeta.metagrad.leaves import check_count, name_of
 from jaxmeta.metagrad.paths import rematerialise, run_loop
 from jaxmeta.metagrad.strategies import inner_gradient
 
@@ -154,7 +153,7 @@ def _refuse_missing_derivative(loop: Loop) -> None:
     def along(phi):
         return jax.jvp(lambda phi: loop.optimality(phi, loop.inputs), (phi,), (phi,))
 
-    if REVERSE_ONLY & operations(along, loop.inputs.phi):
+    if REVERSE_ONLY & operations(trace(along, loop.inputs.phi)):
         raise TypeError(NO_FORWARD_DERIVATIVE.format("implicit()"))
 
 
@@ -165,24 +164,28 @@ def _run_guarded(loop: Loop):
         (phi, opt_state), per_step = run_loop(loop._replace(inputs=inputs))
         return phi, (opt_state, per_step)
 
-    converted, hoisted = hoist(path, loop.inputs)
+    program = trace(path, loop.inputs)
+    optimality = trace(loop.optimality, loop.inputs.phi, loop.inputs)
+    converted, hoisted = hoist(program, 1)
     # Only what the optimality closes over itself counts as seen there, so it is traced apart.
-    _, seen = hoist(loop.optimality, loop.inputs.phi, loop.inputs)
     hoisted = [
-        value if any(value is other for other in seen) else no_derivative(value, _unseen("that the loop closes over"))
+        value
+        if any(value is other for other in optimality.consts)
+        else no_derivative(value, _unseen("that the loop closes over"))
         for value in hoisted
     ]
-    floats, names, rest, merge = split_floats(loop.inputs)
-    on_path = _used(lambda floats: path(merge(floats, rest))[0], floats)
-    at_solution = _used(lambda floats: loop.optimality(loop.inputs.phi, merge(floats, rest)), floats)
+    size = len(jax.tree.leaves(loop.inputs.phi))
+    on_path, at_solution = used(program, size), used(optimality, size)[size:]
     # Where the start is the anchor too, the solution depends on it.
     start, anchor = (jax.tree.leaves(tree) for tree in (loop.inputs.phi, loop.inputs.anchor))
     anchored = len(start) == len(anchor) and all(a is b for a, b in zip(start, anchor, strict=True))
-    guarded = [
-        no_derivative(leaf, _unseen(name)) if path and not (solution or anchored and _is_start(name)) else leaf
-        for leaf, name, path, solution in zip(floats, names, on_path, at_solution, strict=True)
-    ]
-    return converted(merge(guarded, rest), *hoisted)
+    paths, structure = jax.tree_util.tree_flatten_with_path(loop.inputs)
+    guarded = []
+    for (leaf_path, leaf), path_uses, solution_uses in zip(paths, on_path, at_solution, strict=True):
+        name = name_of(leaf_path)
+        seen = solution_uses or (anchored and _is_start(name))
+        guarded.append(no_derivative(leaf, _unseen(name)) if path_uses and not seen else leaf)
+    return converted(jax.tree.unflatten(structure, guarded), *hoisted)
 
 
 def _is_start(name: str) -> bool:
@@ -196,10 +199,3 @@ def _unseen(name: str) -> str:
         "and its gradient would be zero. Say that this is meant by jax.lax.stop_gradient, or use "
         f"unrolled(remat='group') or mixed_mode(){start}."
     )
-
-
-def _used(function, floats) -> list[bool]:
-    """Tell which of the leaves a function depends on."""
-    closed = jax.make_jaxpr(function)(floats)
-    _, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-    return used

@@ -12,7 +12,7 @@ from jaxmeta.base import PyTree
 
 def is_float(leaf) -> bool:
     """Tell whether a leaf has a derivative: class numbers, counters and random keys have none."""
-    return jnp.issubdtype(jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype, jnp.inexact)
+    return jnp.issubdtype(leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf), jnp.inexact)
 
 
 def map_floats(function: Callable, tree: PyTree) -> PyTree:

@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
 from jaxmeta.base import MetaGrad
-from jaxmeta.metagrad.closures import REVERSE_ONLY, hoist, operations
+from jaxmeta.metagrad.closures import REVERSE_ONLY, hoist, operations, run, trace
 from jaxmeta.metagrad.guards import reverse_only
 from jaxmeta.metagrad.leaves import split_floats
 from jaxmeta.metagrad.paths import Remat, rematerialise
@@ -38,7 +38,7 @@ def mixed_mode(*, remat: Remat = "step", save_gradients: bool = True) -> MetaGra
     tangents, where reverse over reverse keeps the activations of both passes. Pays for
     transformers, most of all with their layers checkpointed too (`jax.checkpoint` in a `jax.lax.scan`
     over layers: outside of a scan XLA's CPU backend undoes it); for conv4 rematerialisation
-    of the steps alone gets all there is (`benchmarks/memory.py`).
+    of the steps alone gets as much (`benchmarks/memory.py`).
 
     Exact for everything that the objective depends on: its five arguments and what it
     closes over. An objective must be twice differentiable, almost everywhere.
@@ -79,7 +79,7 @@ def _forward_over_reverse(objective):
 
     def gradient(*args):
         # What the objective closes over is hoisted into arguments, or the rule would not see it.
-        converted, hoisted = hoist(objective, *args)
+        converted, hoisted = hoist(trace(objective, *args), len(args))
         phi, *others = args
         floats, _, rest, merge = split_floats((others, hoisted))
 
@@ -126,13 +126,13 @@ def _second_order(joint, phi, floats, direction):
         return jax.jvp(lambda phi: joint(phi, floats), (phi,), (direction,))[1]
 
     try:
-        # Under a trace JAX defers its error to the lowering, so the traced program is looked at.
-        reverse_only_operations = REVERSE_ONLY & operations(product, phi, direction)
-        missing = "an operation with a custom_vjp" if reverse_only_operations else None
+        program = trace(product, phi, direction)
+        # Under a trace JAX defers its error to the lowering, so the program is looked at.
+        if not REVERSE_ONLY & operations(program):
+            return run(program, phi, direction)
+        missing = "an operation with a custom_vjp"
     except (TypeError, NotImplementedError) as error:
         missing = str(error).splitlines()[0]
-    if missing is None:
-        return product(phi, direction)
     warnings.warn(
         f"mixed_mode: the objective has no forward derivative ({missing}). This inner gradient is differentiated "
         "reverse over reverse: right, but with the memory of unrolled(remat='step').",

@@ -79,14 +79,12 @@ def rematerialise(remat: Remat, policy: Callable | None = None) -> tuple[Callabl
     """
     if remat is None:
         return _identity, run_loop
-    if isinstance(remat, str) and remat not in ("step", "group"):
-        if remat not in POLICIES:
-            raise ValueError(f"remat must be None, 'step', 'group', a policy or one of {POLICIES}; given {remat!r}.")
-        policy = getattr(jax.checkpoint_policies, remat)
-    elif callable(remat):
+    if callable(remat):
         policy = remat
-    elif not isinstance(remat, str):
-        raise ValueError(f"remat must be None, 'step', 'group', or a policy; given {remat!r}.")
+    elif remat in POLICIES:
+        policy = getattr(jax.checkpoint_policies, remat)
+    elif remat not in ("step", "group"):
+        raise ValueError(f"remat must be None, 'step', 'group', a policy or one of {POLICIES}; given {remat!r}.")
 
     def step(step_fn):
         # prevent_cse is for code outside of a scan; inside it only costs time.
