@@ -62,7 +62,7 @@ from jaxmeta.metagrad import (
     unrolled,
 )
 from jaxmeta.metrics import estimate
-from jaxmeta.models import MODELS, conv4, from_function, from_linen, from_nnx, linear, mlp
+from jaxmeta.models import MODELS, conv4, from_function, from_linen, from_nnx, linear, mlp, resnet12
 from jaxmeta.train import fit, init_train_state, make_train_step
 
 __version__ = "0.1.0"
@@ -132,6 +132,7 @@ __all__ = [
     "mlp",
     "neumann",
     "pes",
+    "resnet12",
     "sample_episode",
     "sample_episodes",
     "scale_by_rates",

@@ -21,6 +21,7 @@ from jaxmeta import (
     init_train_state,
     make_train_step,
     maml,
+    resnet12,
 )
 
 
@@ -133,3 +134,62 @@ def test_plain_function_needs_no_state():
 def test_conv4_refuses_images_that_it_would_pool_away():
     with pytest.raises(ValueError, match=r"needs 16x16 or more; given \[8, 8\]"):
         conv4(3).init(jax.random.key(0), jnp.ones([2, 8, 8, 1]))
+
+
+def test_resnet12_sizes_of_the_papers():
+    """640 features, and the 12.4 million parameters that the papers give."""
+    inputs = jnp.ones([1, 84, 84, 3])
+    params, _ = jax.eval_shape(resnet12(5).init, jax.random.key(0), inputs)
+    assert params["head"]["kernel"].shape == (640, 5)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params["body"])) == 12_424_320
+
+
+class FlaxResidualBlock(nn.Module):
+    filters: int
+
+    @nn.compact
+    def __call__(self, inputs, train):
+        def normalised(hidden):
+            # A momentum of zero keeps the statistics of the last batch, as our own does.
+            return nn.BatchNorm(use_running_average=not train, momentum=0.0)(hidden)
+
+        hidden = nn.leaky_relu(normalised(nn.Conv(self.filters, (3, 3), use_bias=False)(inputs)), 0.1)
+        hidden = nn.leaky_relu(normalised(nn.Conv(self.filters, (3, 3), use_bias=False)(hidden)), 0.1)
+        hidden = normalised(nn.Conv(self.filters, (3, 3), use_bias=False)(hidden))
+        shortcut = normalised(nn.Conv(self.filters, (1, 1), use_bias=False)(inputs))
+        return nn.max_pool(nn.leaky_relu(hidden + shortcut, 0.1), (2, 2), (2, 2))
+
+
+class FlaxResNet12(nn.Module):
+    @nn.compact
+    def __call__(self, inputs, train):
+        for number, filters in enumerate((4, 10, 20, 40)):
+            inputs = FlaxResidualBlock(filters, name=f"ResidualBlock_{number}")(inputs, train)
+        return inputs.mean((1, 2))
+
+
+def test_resnet12_equals_flax_with_the_same_parameters():
+    model, inputs = resnet12(3, width=4), jax.random.normal(jax.random.key(0), [3, 21, 18, 3])
+    params, state = model.init(jax.random.key(1), inputs)
+    ours, _ = model.embed(params, state, inputs, train=True)
+    theirs, _ = FlaxResNet12().apply({"params": params["body"]}, inputs, True, mutable=["batch_stats"])
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_resnet12_refuses_small_images_and_odd_widths():
+    with pytest.raises(ValueError, match=r"needs 16x16 or more; given \[8, 8\]"):
+        resnet12(3, width=4).init(jax.random.key(0), jnp.ones([2, 8, 8, 1]))
+    with pytest.raises(ValueError, match="positive even width .* given 5"):
+        resnet12(3, width=5)
+
+
+def test_conv4_with_biases_is_the_same_network():
+    inputs = jax.random.normal(jax.random.key(0), [3, 28, 28, 1])
+    model = conv4(5, filters=4, conv_bias=True)
+    params, state = model.init(jax.random.key(1), inputs)
+    bare = jax.tree.map(lambda leaf: leaf, params)
+    for number in range(4):
+        bias = bare["body"][f"Conv_{number}"].pop("bias")
+        params["body"][f"Conv_{number}"]["bias"] = bias + 3.0
+    expected, _ = conv4(5, filters=4).apply(bare, state, inputs, train=True)
+    np.testing.assert_allclose(model.apply(params, state, inputs, train=True)[0], expected, atol=1e-4)

@@ -5,12 +5,14 @@ from functools import partial
 from jaxmeta.models.adapters import from_function, from_linen, from_nnx
 from jaxmeta.models.conv4 import conv4
 from jaxmeta.models.mlp import linear, mlp
+from jaxmeta.models.resnet12 import resnet12
 
 MODELS = {
     "conv4": conv4,
     "conv4-stride": partial(conv4, downsample="stride"),
     "linear": linear,
     "mlp": mlp,
+    "resnet12": resnet12,
 }
 
-__all__ = ["MODELS", "conv4", "from_function", "from_linen", "from_nnx", "linear", "mlp"]
+__all__ = ["MODELS", "conv4", "from_function", "from_linen", "from_nnx", "linear", "mlp", "resnet12"]

@@ -14,10 +14,12 @@ class Conv4Body(nn.Module):
     Attributes:
       filters: Channels of every block.
       downsample: "pool" (2x2 maximum after each block) or "stride" (convolutions of stride 2).
+      conv_bias: Whether the convolutions have biases.
     """
 
     filters: int = 64
     downsample: str = "pool"
+    conv_bias: bool = False
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool, weights: jax.Array | None = None) -> jax.Array:
@@ -29,8 +31,9 @@ class Conv4Body(nn.Module):
             )
         hidden = inputs
         for _ in range(4):
-            # No bias: the normalisation that follows subtracts it again.
-            hidden = Conv(self.filters, strides=2 if self.downsample == "stride" else 1, use_bias=False)(hidden)
+            # No bias by default: the normalisation that follows subtracts it again.
+            strides = 2 if self.downsample == "stride" else 1
+            hidden = Conv(self.filters, strides=strides, use_bias=self.conv_bias)(hidden)
             hidden = nn.relu(BatchNorm()(hidden, train=train, weights=weights))
             if self.downsample == "pool":
                 hidden = max_pool_2x2(hidden)
@@ -39,7 +42,7 @@ class Conv4Body(nn.Module):
         return hidden.reshape(hidden.shape[0], -1)
 
 
-def conv4(outputs: int, *, filters: int = 64, downsample: str = "pool") -> Model:
+def conv4(outputs: int, *, filters: int = 64, downsample: str = "pool", conv_bias: bool = False) -> Model:
     """Make the four-block network: 28x28x1 gives 64 features, 84x84x3 gives 1600 (pooled).
 
     With `downsample="stride"` the last block is averaged over positions, as in the
@@ -49,6 +52,8 @@ def conv4(outputs: int, *, filters: int = 64, downsample: str = "pool") -> Model
       outputs: Number of classes.
       filters: Channels of every block (64 for Omniglot, 32 for mini-ImageNet in MAML).
       downsample: "pool" or "stride".
+      conv_bias: Give the convolutions biases, as most PyTorch code does. They change nothing in
+        training, since the normalisation subtracts them; they are there to compare costs.
 
     Returns:
       A `Model` on images `[examples, height, width, channels]` of at least 16x16.
@@ -67,4 +72,4 @@ def conv4(outputs: int, *, filters: int = 64, downsample: str = "pool") -> Model
     """
     if downsample not in ("pool", "stride"):
         raise ValueError(f"conv4 needs downsample='pool' or 'stride'; given {downsample!r}.")
-    return from_linen(Conv4Body(filters, downsample), nn.Dense(outputs))
+    return from_linen(Conv4Body(filters, downsample, conv_bias), nn.Dense(outputs))
