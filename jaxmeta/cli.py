@@ -17,6 +17,7 @@ from typing import Annotated
 import tyro
 
 from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.bench import LOADS
 from jaxmeta.config import DEFAULT_PRESETS, PRESETS, Config, ConfigError, check_config, check_name, to_json
 from jaxmeta.data import DATASETS, DataError
 from jaxmeta.data.pools import cache_dir
@@ -32,6 +33,7 @@ Learning to learn on images, with exact second-order meta-gradients.
 commands:
   train [PRESET]   meta-train into a run folder and print its accuracy on held-out classes
   evaluate RUN     judge a run's best checkpoint
+  bench [LOAD ...] measure what a meta-step costs on this machine
   list             what there is: presets, datasets, algorithms, strategies, models
 
 `jaxmeta COMMAND --help` explains every option with its default.
@@ -51,6 +53,20 @@ class EvaluateOptions:
     split: Annotated[str, tyro.conf.arg(help="One of: test, validation, train.")] = "test"
     latest: Annotated[bool, tyro.conf.arg(help="Judge the latest checkpoint, not the best.")] = False
     data_dir: Annotated[Path | None, tyro.conf.arg(help="Where the data is now; None: as in training.")] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchOptions:
+    """Measure what a meta-step costs here: time, memory, and how much of the machine's peak it reaches."""
+
+    loads: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(help=f"Of: {', '.join(LOADS)}; none: all.", metavar="LOAD")
+    ] = ()
+    rounds: Annotated[int, tyro.conf.arg(help="Figures for each load, whose median is shown.")] = 5
+    quick: Annotated[bool, tyro.conf.arg(help="The tiny form of each load: does it run?")] = False
+    json: Annotated[Path | None, tyro.conf.arg(help="Also write the figures to this file.", metavar="FILE")] = None
+    chunk: Annotated[int | None, tyro.conf.arg(help="Tasks computed at once; None: chosen for the machine.")] = None
+    precision: Annotated[str, tyro.conf.arg(help="Of matrix products on an accelerator: float32 or tf32.")] = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
       The exit code.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"train": _train, "evaluate": _evaluate, "list": _list}
+    commands = {"train": _train, "evaluate": _evaluate, "bench": _bench, "list": _list}
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(USAGE, end="")
@@ -156,6 +172,29 @@ def _evaluate(arguments: list[str]) -> None:
     _print_result(result)
 
 
+def _bench(arguments: list[str]) -> None:
+    from jaxmeta.bench.run import check_request, run_loads
+    from jaxmeta.bench.table import markdown_table
+
+    options = tyro.cli(BenchOptions, args=arguments, prog="jaxmeta bench")
+    names = list(dict.fromkeys(options.loads)) or list(LOADS)
+    check_request(names, options.rounds, options.quick, options.chunk, options.precision)
+    rows = run_loads(
+        names,
+        rounds=options.rounds,
+        quick=options.quick,
+        task_chunk=options.chunk,
+        precision=options.precision,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    print(markdown_table(rows))
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    failed = [row["load"] for row in rows if "error" in row]
+    if failed:
+        raise OSError(f"these loads failed: {', '.join(failed)}")
+
+
 def _list(arguments: list[str]) -> None:
     if arguments:
         if arguments == ["--help"] or arguments == ["-h"]:
@@ -170,6 +209,7 @@ def _list(arguments: list[str]) -> None:
         "estimators": ESTIMATORS,
         "inner optimizers": INNER_OPTIMIZERS,
         "models": MODELS,
+        "loads": LOADS,
     }
     for name, table in tables.items():
         print(f"{name + ':':17} {', '.join(table)}")

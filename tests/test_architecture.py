@@ -32,6 +32,7 @@ ROOMS = [
     "folder",
     "workspace",
     "run",
+    "bench",
     "cli",
     "__main__",
 ]

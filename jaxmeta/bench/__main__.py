@@ -1,0 +1,17 @@
+"""`python -m jaxmeta.bench REQUEST`: measure one load and print its row, a line of JSON."""
+
+import json
+import sys
+
+import jax
+
+from jaxmeta.bench.loads import LOADS, tiny
+from jaxmeta.bench.measure import PRECISIONS, measure
+
+request = json.loads(sys.argv[1])
+# Compilation is one of the figures: nothing may come from an earlier run.
+jax.config.update("jax_enable_compilation_cache", False)
+jax.config.update("jax_default_matmul_precision", PRECISIONS[request["precision"]])
+load = LOADS[request["load"]]
+load = tiny(load) if request["quick"] else load
+print(json.dumps(measure(load, rounds=request["rounds"], task_chunk=request["task_chunk"])))

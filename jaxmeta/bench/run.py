@@ -1,0 +1,99 @@
+"""Every load in a process of its own: memory is that of one load, and nothing is warm from another."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxmeta.bench.loads import LOADS, tiny
+from jaxmeta.bench.measure import PRECISIONS
+from jaxmeta.config import ConfigError, check_name
+
+
+def check_request(names: Sequence[str], rounds: int, quick: bool, task_chunk: int | None, precision: str) -> None:
+    """Refuse a request that cannot be met, before anything is measured.
+
+    Args:
+      names: Of loads.
+      rounds: Figures for each load.
+      quick: Whether the tiny forms are meant.
+      task_chunk: Tasks computed at once, or None.
+      precision: Of matrix products.
+
+    Raises:
+      ConfigError: what was given, what is needed, the closest valid name.
+
+    Example:
+      >>> check_request(["BB"], 5, False, None, "float32")
+      Traceback (most recent call last):
+      ...
+      jaxmeta.config.ConfigError: Unknown load 'BB'. Did you mean 'B'? Known: A1, A5, B, C, D, E, F.
+    """
+    for name in names:
+        check_name("load", name, LOADS)
+    check_name("precision", precision, PRECISIONS)
+    if rounds < 1:
+        raise ConfigError(f"--rounds must be at least 1; given {rounds}.")
+    for name in names:
+        load = tiny(LOADS[name]) if quick else LOADS[name]
+        if task_chunk is not None and (task_chunk < 1 or load.tasks % task_chunk):
+            raise ConfigError(f"--chunk must divide the {load.tasks} tasks of load {name}; given {task_chunk}.")
+
+
+def run_loads(
+    names: Sequence[str],
+    *,
+    rounds: int,
+    quick: bool = False,
+    task_chunk: int | None = None,
+    precision: str = "float32",
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Measure loads one after the other.
+
+    Args:
+      names: Of loads, in `LOADS`.
+      rounds: Figures for each load.
+      quick: The tiny form of each load: does it run?
+      task_chunk: Tasks computed at once; None lets `plan` choose.
+      precision: Of matrix products on an accelerator, a key of `PRECISIONS`.
+      say: Told what goes on.
+
+    Returns:
+      A row for each load, for a load that failed with an "error".
+    """
+    rows = []
+    for name in names:
+        say(f"{name}: {(tiny(LOADS[name]) if quick else LOADS[name]).description}")
+        row = measure_in_own_process(load=name, rounds=rounds, quick=quick, task_chunk=task_chunk, precision=precision)
+        rows.append(row)
+        if "error" in row:
+            say(f"{name}: {row['error']}")
+    return rows
+
+
+def measure_in_own_process(**request: Any) -> dict[str, Any]:
+    """Start `python -m jaxmeta.bench` for one load, wait, and return its row.
+
+    Args:
+      **request: Plain values, as `jaxmeta.bench.__main__` takes them.
+
+    Returns:
+      The row; with an "error" if the process came to an end without one.
+    """
+    command = [sys.executable, "-m", "jaxmeta.bench", json.dumps(request)]
+    # A session of its own: Ctrl-C reaches this process, which then ends the other one.
+    result = subprocess.run(command, capture_output=True, text=True, start_new_session=True)
+    if result.returncode == 0:
+        return json.loads(result.stdout.splitlines()[-1])
+    load = LOADS[request["load"]]
+    return {"load": load.name, "description": load.description, "error": _reason(result)}
+
+
+def _reason(result: subprocess.CompletedProcess) -> str:
+    if result.returncode == -signal.SIGKILL:
+        return "failed: killed by the system, most likely for memory; try a smaller --chunk"
+    last = result.stderr.strip().splitlines()
+    return f"failed: {last[-1] if last else f'exit code {result.returncode}'}"
