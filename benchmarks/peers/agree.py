@@ -23,6 +23,7 @@ import numpy as np
 import optax
 
 import jaxmeta
+from harness import write_problem
 from jaxmeta import METAGRADS, Batch, Episode, conv4, exact, maml
 
 jax.config.update("jax_enable_x64", True)
@@ -107,15 +108,14 @@ def our_gradient(case, metagrad, theta, episodes):
 def their_gradients(case, theta, episodes, peers_python, folder):
     """What `torch_side.py` answers: versions, and for every peer the loss and the gradient in our layout."""
     problem, answer = folder / f"{case.name}.problem.npz", folder / f"{case.name}.peers.npz"
-    np.savez(
-        problem,
-        downsample=case.downsample,
-        num_steps=case.num_steps,
-        inner_rate=case.inner_rate,
-        **{f"support/{field}": getattr(episodes.support, field) for field in ("inputs", "targets")},
-        **{f"query/{field}": getattr(episodes.query, field) for field in ("inputs", "targets")},
-        **{f"weights/{name}": leaf for name, leaf in by_name(theta).items()},
-    )
+    load = {
+        "network": "conv4",
+        "downsample": case.downsample,
+        "outputs": WAYS,
+        "num_steps": case.num_steps,
+        "inner_rate": case.inner_rate,
+    }
+    write_problem(problem, load, theta, *((batch.inputs, batch.targets) for batch in episodes))
     subprocess.run([peers_python, Path(__file__).with_name("torch_side.py"), problem, answer], check=True)
     with np.load(answer) as file:
         answers = dict(file)

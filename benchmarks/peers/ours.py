@@ -1,0 +1,48 @@
+"""The meta-step by jaxmeta, as its own benchmark takes it: `python ours.py PROBLEM.npz`, see `harness.py`."""
+
+import jax
+import numpy as np
+import optax
+
+from harness import Contender, flatten, serve, unflatten, versions_of
+from jax_side import configure, make_product
+from jaxmeta import Batch, Episode
+from jaxmeta.bench import Load
+from jaxmeta.bench.measure import prepare
+
+
+def make(problem, options):
+    configure(problem, options)
+    load = Load(**vars(problem.load))._replace(input_shape=tuple(problem.load.input_shape))
+    weights = unflatten(problem.weights)
+    batches = (
+        Batch(inputs, targets, np.ones(inputs.shape[:2], inputs.dtype))
+        for inputs, targets in (problem.support, problem.query)
+    )
+    episodes, prepared = Episode(*batches), None
+
+    def gradient():
+        # By the step that is timed: after one of size 1 down the gradient, the difference is the gradient.
+        step = prepare(load, weights, episodes, optimizer=optax.sgd(1.0), task_chunk=options.chunk)
+        loss = step.step()
+        after = jax.tree.map(np.asarray, step.params())
+        return loss, flatten(jax.tree.map(lambda before, after: before - after, weights, after))
+
+    def compile_step():
+        nonlocal prepared
+        prepared = prepare(load, weights, episodes, task_chunk=options.chunk)
+        return {
+            "compile_seconds": prepared.compile_seconds,
+            "temp_bytes": prepared.temp_bytes,
+            "task_chunk": prepared.task_chunk,
+        }
+
+    def step():
+        return prepared.step()
+
+    about = {"versions": versions_of("jax", "jaxlib", "flax", "optax")}
+    return Contender(gradient, compile_step, step, make_product(), about)
+
+
+if __name__ == "__main__":
+    serve(make)
