@@ -11,7 +11,9 @@ from jaxmeta.bench.measure import PRECISIONS, measure
 request = json.loads(sys.argv[1])
 # Compilation is one of the figures: nothing may come from an earlier run.
 jax.config.update("jax_enable_compilation_cache", False)
-jax.config.update("jax_default_matmul_precision", PRECISIONS[request["precision"]])
+jax.config.update("jax_default_matmul_precision", PRECISIONS[request.get("precision", "float32")])
 load = LOADS[request["load"]]
-load = tiny(load) if request["quick"] else load
-print(json.dumps(measure(load, rounds=request["rounds"], task_chunk=request["task_chunk"])))
+load = tiny(load) if request.get("quick") else load
+# A curve is made by changing one field of a load at a time (`benchmarks/scaling.py`).
+load = load._replace(**request.get("changes", {}))
+print(json.dumps(measure(load, rounds=request["rounds"], task_chunk=request.get("task_chunk"))))

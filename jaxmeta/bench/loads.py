@@ -164,14 +164,19 @@ def draw_episodes(load: Load, dtype: Any = np.float32, seed: int = 1) -> Episode
     rng = np.random.default_rng(seed)
     amplitude, phase = rng.uniform(0.1, 5, [load.tasks, 1, 1]), rng.uniform(0, np.pi, [load.tasks, 1, 1])
 
-    def draw(examples):
+    def draw(examples: int) -> Batch:
         shape = (load.tasks, examples, *load.input_shape)
-        weights = np.ones(shape[:2], dtype)
+        inputs: Any  # NumPy's: what is measured must not begin with work on the device.
+        targets: Any
+        weights: Any = np.ones(shape[:2], dtype)
         if load.network == "mlp":
-            points = rng.uniform(-5, 5, shape)
-            return Batch(points.astype(dtype), (amplitude * np.sin(points - phase)).astype(dtype), weights)
-        labels = np.broadcast_to(np.arange(examples) * load.outputs // examples, shape[:2])
-        return Batch(rng.uniform(0, 1, shape).astype(dtype), labels.astype(np.int32), weights)
+            inputs = rng.uniform(-5, 5, shape)
+            targets = (amplitude * np.sin(inputs - phase)).astype(dtype)
+        else:
+            inputs = rng.uniform(0, 1, shape)
+            labels = np.arange(examples) * load.outputs // examples
+            targets = np.broadcast_to(labels, shape[:2]).astype(np.int32)
+        return Batch(inputs.astype(dtype), targets, weights)
 
     return Episode(draw(load.support), draw(load.query))
 

@@ -1,0 +1,116 @@
+"""How our meta-step grows: seconds, memory and compilation against tasks, inner steps, filters and shots.
+
+    python benchmarks/scaling.py [--rounds 3] [--json FILE] [--quick]
+
+Around load C (conv4, 28x28, 5-way 5-shot, 8 tasks here) one number is varied at a time; every point is measured in a
+process of its own. Memory is what XLA sets aside for the compiled step beside arguments and results. The slope is
+that of the straight line through log cost against log size: 0 is flat, 1 proportional.
+
+Writes `scaling.json` and the picture `scaling.png` beside this script; with --quick (tiny loads, one round) only a FILE
+that is named.
+"""
+
+import json
+import statistics
+
+import numpy as np
+
+from costs import machine, parse
+from jaxmeta.bench import LOADS, tiny
+from jaxmeta.bench.run import measure_in_own_process
+
+CENTRE = {"tasks": 8}
+AXES = {
+    "tasks": (4, 8, 16, 32),
+    "num_steps": (1, 2, 5, 10),
+    "size": (16, 32, 64, 128),
+    "support": (5, 25, 50, 100),
+}
+QUICK = {"tasks": (2, 4), "num_steps": (1, 2), "size": (2, 4), "support": (3, 6)}
+TITLES = {"tasks": "tasks", "num_steps": "inner steps", "size": "filters", "support": "support images"}
+COSTS = {
+    "seconds of a meta-step": lambda row: statistics.median(row["seconds"]),
+    "temporary memory, MiB": lambda row: row["temp_bytes"] / 2**20,
+    "seconds to compile": lambda row: row["compile_seconds"],
+}
+
+
+def measure(options):
+    rows, known = [], {}
+    load = tiny(LOADS["C"]) if options.quick else LOADS["C"]._replace(**CENTRE)
+    for axis, values in (QUICK if options.quick else AXES).items():
+        for value in values:
+            changes = {**({} if options.quick else CENTRE), axis: value}
+            point = tuple(load._replace(**changes))
+            # The centre lies on every axis: it is measured once.
+            if point not in known:
+                known[point] = measure_in_own_process(
+                    load="C", changes=changes, rounds=options.rounds, quick=options.quick
+                )
+            rows.append({"axis": axis, "value": value, **known[point]})
+            seconds = known[point].get("seconds")
+            print(
+                f"{TITLES[axis]} {value}: {statistics.median(seconds) if seconds else known[point]['error']}",
+                flush=True,
+            )
+    return rows
+
+
+def slope(rows, cost):
+    """The exponent p of cost ~ size^p, as text."""
+    points = [(row["value"], cost(row)) for row in rows if "error" not in row]
+    if len(points) < 2:
+        return "-"
+    sizes, costs = np.log(np.maximum(points, 1e-9)).T
+    return f"{np.polyfit(sizes, costs, 1)[0]:.2f}"
+
+
+def show(rows):
+    for axis, title in TITLES.items():
+        own = [row for row in rows if row["axis"] == axis]
+        print(f"\n| {title} | {' | '.join(str(row['value']) for row in own)} | slope |")
+        print("| --- " * (len(own) + 2) + "|")
+        for name, cost in COSTS.items():
+            cells = ["-" if "error" in row else f"{cost(row):.3g}" for row in own]
+            print(f"| {name} | {' | '.join(cells)} | {slope(own, cost)} |")
+
+
+def draw(path, rows):
+    # The object interface, as in jaxmeta/plots.py: pyplot wants a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(COSTS), len(TITLES), sharex="col", sharey="row")
+    for line, (name, cost) in zip(panels, COSTS.items(), strict=True):
+        line[0].set_ylabel(name, fontsize=9)
+        for axes, (axis, title) in zip(line, TITLES.items(), strict=True):
+            own = [row for row in rows if row["axis"] == axis and "error" not in row]
+            if not own:
+                continue
+            axes.plot([row["value"] for row in own], [cost(row) for row in own], "o-", color="#0072b2")
+            axes.set_title(f"slope {slope(own, cost)}", fontsize=8, loc="right", color="#6a6a6a")
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.set_xticks([row["value"] for row in own], [str(row["value"]) for row in own])
+            axes.set_xticks([], minor=True)
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.grid(alpha=0.3)
+            if line is panels[-1]:
+                axes.set_xlabel(title)
+    figure.savefig(path, dpi=110)
+
+
+def main():
+    options = parse(__doc__, __file__, 3, "tiny loads and one round: does it run?")
+    about = machine()
+    rows = measure(options)
+    show(rows)
+    if options.json:
+        options.json.write_text(json.dumps({**about, "centre": CENTRE, "rows": rows}, indent=1) + "\n")
+        draw(options.json.with_suffix(".png"), rows)
+
+
+if __name__ == "__main__":
+    main()
