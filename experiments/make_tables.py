@@ -89,11 +89,51 @@ def depth_table() -> str:
     return "\n".join(lines)
 
 
+def speed_table() -> str:
+    """Our seconds and everybody's, load by load; only what one run of benchmarks/speed.py recorded."""
+    path = REPO / "benchmarks" / "speed.json"
+    if not path.exists():
+        return "Not recorded yet: run benchmarks/speed.py."
+    record = json.loads(path.read_text())
+    loads, cells = {}, {}
+    for row in record["rows"]:
+        loads[row["load"]] = row["description"]
+        cells.setdefault(row["contender"], {})[row["load"]] = row
+    lines = [f"| seconds a meta-step | {' | '.join(loads)} |", "| --- " * (len(loads) + 1) + "|"]
+    for name, rows in cells.items():
+        lines.append(f"| {name} | {' | '.join(speed_cell(rows.get(load)) for load in loads)} |")
+    by_load = {load: {name: rows[load] for name, rows in cells.items() if load in rows} for load in loads}
+    ratios = [f"{ratio:.2f}" if (ratio := ratio_to_fastest(rows)) else "-" for rows in by_load.values()]
+    lines.append(f"| fastest PyTorch peer / jaxmeta | {' | '.join(ratios)} |")
+    legend = "; ".join(f"{load}: {text}" for load, text in loads.items())
+    note = f"{legend}. Medians of {record['rounds']} interleaved rounds; * one cold step; GFLOP and memory: speed.json."
+    about = f"{record['processor']}, {record['cores']} cores, {record['device']}, {record['precision']}."
+    return "\n".join(lines) + f"\n\n{note}\n{about}"
+
+
+def speed_cell(row: dict | None) -> str:
+    if row is None:
+        return "-"
+    if not row.get("seconds"):
+        return row["status"].split(":")[0]
+    seconds = statistics.median(row["seconds"])
+    text = f"{1e3 * seconds:.2f} ms" if seconds < 0.1 else f"{seconds:.2f} s"
+    return text + (" *" if row["single"] else "")
+
+
+def ratio_to_fastest(rows: dict[str, dict]) -> float | None:
+    """How many times longer the fastest PyTorch library takes than jaxmeta; None where one of them is missing."""
+    seconds = {name: statistics.median(row["seconds"]) for name, row in rows.items() if row.get("seconds")}
+    torch = [value for name, value in seconds.items() if rows[name].get("versions", {}).get("torch")]
+    return min(torch) / seconds["jaxmeta"] if torch and "jaxmeta" in seconds else None
+
+
 TABLES = {
     "results": results_table,
     "benchmark": benchmark_table,
     "memory": memory_table,
     "depth": depth_table,
+    "speed": speed_table,
 }
 
 

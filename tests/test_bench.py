@@ -1,42 +1,208 @@
-"""The benchmark: the loads are what they say, the command says what it should. Speed is never asserted."""
+"""The benchmarks: the loads are what they say, the commands say what they should. Speed is never asserted."""
 
+import importlib.util
+import json
+import math
+import signal
 import subprocess
 import sys
+import textwrap
+import time
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jaxmeta.bench import LOADS, count_flops
-from jaxmeta.bench.loads import draw_episodes, make_learner
-from jaxmeta.metagrad import exact
+from jaxmeta.bench import LOADS, count_flops, tiny
+from jaxmeta.bench.loads import draw_episodes, draw_weights
+from jaxmeta.bench.measure import measure
+from jaxmeta.bench.table import COLUMNS, markdown_table
+from jaxmeta.cli import main
+
+REPO = Path(__file__).resolve().parents[1]
+# The benchmarks are scripts, which import each other as such.
+sys.path[:0] = [str(REPO / "benchmarks"), str(REPO / "benchmarks" / "peers")]
+
+import contenders  # noqa: E402
+import speed  # noqa: E402
+import speed_report  # noqa: E402
+from jax_peers import plain_meta_loss  # noqa: E402
 
 
-def bench(*arguments, **options):
+def bench(*arguments):
     command = [sys.executable, "-m", "jaxmeta", "bench", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, **options)
+    return subprocess.run(command, capture_output=True, text=True)
 
 
-# Sizes at which products outweigh everything else, as in the loads themselves, and one inner step: XLA counts the
-# body of a loop once. The other loads with these networks differ in numbers only.
+# One inner step and a single layer where layers are alike keep this short; B and C, A1 and A5 differ in numbers only.
 COUNTED = [
     LOADS["A1"]._replace(size=400),
     LOADS["B"]._replace(tasks=2),
-    LOADS["D"]._replace(tasks=2, num_steps=1),
-    LOADS["E"]._replace(tasks=2, size=32),
+    LOADS["D"]._replace(tasks=2, num_steps=2),
+    LOADS["E"]._replace(tasks=1, size=32),
     LOADS["F"]._replace(tasks=2, depth=1),
 ]
 
 
 @pytest.mark.parametrize("load", COUNTED, ids=lambda load: load.name)
 def test_flops_agree_with_xla(load):
-    learner, episodes = make_learner(load), jax.eval_shape(lambda: draw_episodes(load))
-    weights, state = jax.eval_shape(learner.init, jax.random.key(0), jnp.zeros([1, *load.input_shape]))
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), load.tasks))
-
-    def gradient(weights, state, episodes, keys):
-        return exact().value_and_grad(learner, weights, state, (), episodes, keys, 0)[:2]
-
+    """Of the plain networks of the peers, whose inner steps are a Python loop: XLA counts the body of a loop once."""
+    episodes = draw_episodes(load)
+    parts = [(batch.inputs, batch.targets) for batch in episodes]
+    gradient = jax.jit(jax.grad(plain_meta_loss(load)))
     # Of the program as it is written, before XLA makes it its own: nothing is compiled.
-    counted = jax.jit(gradient).lower(weights, state, episodes, keys).cost_analysis()["flops"]
+    counted = gradient.lower(draw_weights(load), *parts).cost_analysis()["flops"]
     assert counted == pytest.approx(count_flops(load), rel=0.15)
+
+
+def test_tiny_loads_are_measured_and_shown():
+    """All networks; each load by itself is what the command does."""
+    rows = [measure(tiny(LOADS[name]), rounds=2) for name in ("A5", "C", "E", "F")]
+    for row in rows:
+        assert math.isfinite(row["loss"]) and len(row["seconds"]) == 2
+        assert min(row["tasks_per_second"], row["gflops"], row["compile_seconds"], row["temp_bytes"]) > 0
+    lines = markdown_table(rows).splitlines()
+    assert [cell.strip() for cell in lines[0].strip("|").split("|")] == list(COLUMNS)
+    assert all(line.count("|") == len(COLUMNS) + 1 for line in lines[: len(rows) + 2])
+
+
+def test_tiny_keeps_what_a_load_is():
+    for load in LOADS.values():
+        small = tiny(load)
+        assert (small.name, small.network, small.inner_rate) == (load.name, load.network, load.inner_rate)
+        assert count_flops(small) < count_flops(load)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((draw_weights(small), draw_episodes(small))))
+
+
+def test_the_command_prints_a_table_and_writes_json(tmp_path):
+    result = bench("A1", "B", "--quick", "--rounds", 2, "--json", tmp_path / "rows.json")
+    assert result.returncode == 0, result.stderr
+    assert [line.split(":")[0] for line in result.stdout.splitlines()[2:4]] == ["| A1", "| B"]
+    assert "A1: sinusoid" in result.stderr and "cpu, " in result.stdout
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["load"] for row in rows] == ["A1", "B"] and all(row["peak_rss_bytes"] > 2**26 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["B", "--chunk", "5"], "--chunk must divide the 32 tasks of load B; given 5."),
+        (["B", "--rounds", "0"], "--rounds must be at least 1; given 0."),
+        (["B", "--precision", "tf23"], "Did you mean 'tf32'?"),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments, message, capsys):
+    assert main(["bench", *arguments]) == 2
+    out, errors = capsys.readouterr()
+    assert message in errors and not out
+
+
+def test_an_unknown_load_is_refused_with_the_closest_name():
+    result = bench("BB")
+    assert result.returncode == 2 and "Unknown load 'BB'. Did you mean 'B'?" in result.stderr and not result.stdout
+
+
+def test_an_interruption_ends_the_measuring_process():
+    command = [sys.executable, "-m", "jaxmeta", "bench", "E", "--rounds", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    process.stderr.readline()
+    # Now it starts, or has just started, the process that measures.
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
+
+
+FAKE = """
+    import sys
+    from harness import Contender, serve
+
+    def make(problem, options):
+        if options.name == "absent":
+            import a_library_that_nobody_has
+        steps = iter([0.5, 0.25, 0.125])
+        def step():
+            print("libraries print what they like")
+            return next(steps)
+        gradient = lambda: (1.5, problem.weights)
+        return Contender(gradient, dict, step, lambda: None, {"versions": {"fake": "1"}})
+
+    serve(make, ["present", "absent"])
+"""
+
+
+def test_the_protocol_of_the_contenders(tmp_path, monkeypatch):
+    """Requests and answers, by a contender that computes nothing: no PyTorch is needed."""
+    harness = REPO / "benchmarks" / "peers" / "harness.py"
+    (tmp_path / "harness.py").write_text(harness.read_text())
+    (tmp_path / "fake.py").write_text(textwrap.dedent(FAKE))
+    monkeypatch.setattr(contenders, "PEERS", tmp_path)
+    load = tiny(LOADS["A1"])
+    problem = speed.write(load, np.float64, tmp_path)
+
+    def start(name):
+        entry = contenders.Entry("learn2learn", ("fake.py", name), "own", "torch")
+        return contenders.Process(entry, sys.executable, problem, [], 30.0)
+
+    with pytest.raises(contenders.Failed, match="^not installed$"):
+        start("absent")
+    with start("present") as process:
+        assert process.ask(f"gradient {tmp_path / 'answer.npz'}")["loss"] == 1.5
+        with np.load(tmp_path / "answer.npz") as answer:
+            expected = draw_weights(load, np.float64)["body"]["Dense_1"]["kernel"]
+            np.testing.assert_array_equal(answer["body/Dense_1/kernel"], expected)
+        assert process.ask("go 2")["loss"] == 0.25
+        rows = contenders.run_rounds([process], 1, 0.0, 20.0, lambda text: None)
+        # The first step of the warming up is its last; the next one fails, which is a row and not a crash.
+        assert rows["learn2learn"]["status"].startswith("failed: StopIteration")
+
+
+def test_speed_compares_times_and_reports_who_is_missing(tmp_path, capsys):
+    file = tmp_path / "speed.json"
+    arguments = ["--quick", "--loads", "A1", "--rounds", "1", "--json", str(file)]
+    speed.main([*arguments, "--peers", "plain JAX vmap", "higher", "--peers-python", str(tmp_path / "no-python")])
+    record = json.loads(file.read_text())
+    rows = {row["contender"]: row for row in record["rows"]}
+    assert rows["higher"]["status"] == "not installed"
+    assert rows["jaxmeta"]["gradient_difference"] < 1e-12 and rows["jaxmeta"]["peak_rss"] > 2**26
+    assert all(len(rows[name]["seconds"]) == 1 for name in ("jaxmeta", "plain JAX vmap"))
+    table = capsys.readouterr().out
+    assert "| higher | not installed |" in table and "| jaxmeta | " in table
+    assert (tmp_path / "speed.png").stat().st_size > 5000
+
+
+def made_tables():
+    spec = importlib.util.spec_from_file_location("make_tables", REPO / "experiments" / "make_tables.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_the_readme_is_made_from_the_record(tmp_path, monkeypatch):
+    common = {"description": "conv4, 1 step", "tasks": 2, "gflop": 1.0, "gradient_difference": 0.0, "single": False}
+    rows = [
+        {"contender": "jaxmeta", "seconds": [0.5, 0.4, 0.6], "versions": {"jax": "1"}},
+        {"contender": "learn2learn", "seconds": [1.5], "versions": {"torch": "1"}},
+        {"contender": "torch.func vmap", "seconds": [3.0], "versions": {"torch": "1"}},
+        {"contender": "plain JAX vmap", "seconds": [0.01], "versions": {"jax": "1"}, "single": True},
+        {"contender": "jax-meta", "status": "not installed"},
+    ]
+    about = {"processor": "P", "cores": 2, "device": "cpu", "precision": "float32", "rounds": 3}
+    record = {**about, "rows": [{"load": "B", **common, **row} for row in rows]}
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "speed.json").write_text(json.dumps(record))
+    module = made_tables()
+    monkeypatch.setattr(module, "REPO", tmp_path)
+    page = module.filled("<!-- speed -->\nold\n<!-- end speed -->")
+    for line in (
+        "| jaxmeta | 0.50 s |",
+        "| learn2learn | 1.50 s |",
+        "| plain JAX vmap | 10.00 ms * |",
+        "| jax-meta | not installed |",
+        "| fastest PyTorch peer / jaxmeta | 3.00 |",
+    ):
+        assert line in page
+    assert speed_report.fastest_peer(speed_report.rows_of(record, "B"))["contender"] == "learn2learn"
