@@ -175,4 +175,4 @@ def _add(row: dict, answer: dict) -> None:
     row["steps"] += len(seconds)
     row["idle_cpu"] = max(row.get("idle_cpu", 0.0), answer["idle_cpu"])
     row["others_used"] = max(row["others_used"], answer["others_used"] or 0.0)
-    row |= {name: answer[name] for name in ("loss", "cores_used", "peak_rss")}
+    row |= {name: answer[name] for name in ("loss", "cores_used", "peak_rss", "device_peak")}

@@ -16,6 +16,7 @@ COLUMNS = (
     "GFLOP/s",
     "of matmul",
     "peak MiB (before)",
+    "on the device",
     "compile s",
     "gradient differs by",
 )
@@ -55,7 +56,7 @@ def table(rows):
     ours = median(rows.get(OURS, {}))
     lines = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
     for row in sorted(rows.values(), key=lambda row: median(row) or float("inf")):
-        cells = [row["status"], *["-"] * 8] if "status" in row else cells_of(row, ours, best)
+        cells = [row["status"], *["-"] * (len(COLUMNS) - 2)] if "status" in row else cells_of(row, ours, best)
         lines.append(f"| {row['contender']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -75,6 +76,7 @@ def cells_of(row, ours, best):
         f"{row['gflop'] / figure:.3g}",
         f"{row['gflop'] / figure / best:.1%}",
         f"{mebibytes(row['peak_rss'])} ({mebibytes(row['rss_before'])})",
+        mebibytes(row["device_peak"]),
         f"{row['compile_seconds']:.1f}" if "compile_seconds" in row else "-",
         f"{row['gradient_difference']:.0e}",
     ]

@@ -76,12 +76,12 @@ def test_tiny_keeps_what_a_load_is():
 
 
 def test_the_command_prints_a_table_and_writes_json(tmp_path):
-    result = bench("A1", "B", "--quick", "--rounds", 2, "--json", tmp_path / "rows.json")
+    result = bench("A1", "--quick", "--rounds", 2, "--json", tmp_path / "rows.json")
     assert result.returncode == 0, result.stderr
-    assert [line.split(":")[0] for line in result.stdout.splitlines()[2:4]] == ["| A1", "| B"]
+    assert result.stdout.splitlines()[2].startswith("| A1: sinusoid")
     assert "A1: sinusoid" in result.stderr and "cpu, " in result.stdout
-    rows = json.loads((tmp_path / "rows.json").read_text())
-    assert [row["load"] for row in rows] == ["A1", "B"] and all(row["peak_rss_bytes"] > 2**26 for row in rows)
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["load"] == "A1" and row["peak_rss_bytes"] > 2**26
 
 
 @pytest.mark.parametrize(

@@ -41,13 +41,14 @@ class Problem(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """What a contender can do; `about` is added to its first answer."""
+    """What a contender can do; `about` is added to its first answer, `device_peak` is in bytes where that is known."""
 
     gradient: Callable[[], tuple[float, dict[str, np.ndarray]]]
     prepare: Callable[[], dict]
     step: Callable[[], float]
     matmul: Callable[[], Any]
     about: dict
+    device_peak: Callable[[], int | None] = lambda: None
 
 
 def flatten(tree, prefix=""):
@@ -123,8 +124,8 @@ def go(contender, steps):
         seconds.append(time.perf_counter() - start)
     wall, own = time.perf_counter() - begin, time.process_time() - own
     others = None if everybody is None else max(0.0, (machine_seconds() - everybody - own) / wall)
-    peak = memory("VmHWM")
-    return {"seconds": seconds, "loss": loss, "cores_used": own / wall, "others_used": others, "peak_rss": peak}
+    peaks = {"peak_rss": memory("VmHWM"), "device_peak": contender.device_peak()}
+    return {"seconds": seconds, "loss": loss, "cores_used": own / wall, "others_used": others, **peaks}
 
 
 def best_matmul(product):
@@ -144,7 +145,8 @@ def answer(contender, request):
         np.savez(rest[0], **gradient)
         return {"loss": loss}
     if verb == "prepare":
-        return contender.prepare()
+        # Compilers take memory of their own: the peak so far is told apart from that of the steps.
+        return {**contender.prepare(), "compiled_rss": memory("VmHWM")}
     if verb == "go":
         return go(contender, int(rest[0]))
     if verb == "matmul":

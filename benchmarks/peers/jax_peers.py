@@ -9,7 +9,7 @@ import optax
 
 from harness import OUTER_RATE, Contender, flatten, serve, unflatten, versions_of
 from jax_networks import make_apply
-from jax_side import compile_timed, configure, make_product
+from jax_side import compile_timed, configure, device_peak, make_product
 
 
 def loss_of(outputs, targets):
@@ -110,7 +110,7 @@ def make(problem, options):
         return float(loss)
 
     versions = versions_of("jax", "jaxlib", "flax", "optax", *packages)
-    return Contender(take_gradient, prepare, step, make_product(), {"versions": versions})
+    return Contender(take_gradient, prepare, step, make_product(), {"versions": versions}, device_peak)
 
 
 if __name__ == "__main__":

@@ -31,3 +31,8 @@ def make_product():
     matrix = jnp.asarray(np.random.default_rng(0).random((MATMUL_SIZE, MATMUL_SIZE), np.float32))
     product = jax.jit(jnp.matmul)
     return lambda: product(matrix, matrix).block_until_ready()
+
+
+def device_peak():
+    figures = jax.local_devices()[0].memory_stats()
+    return None if figures is None else figures.get("peak_bytes_in_use")

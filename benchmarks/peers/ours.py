@@ -5,7 +5,7 @@ import numpy as np
 import optax
 
 from harness import Contender, flatten, serve, unflatten, versions_of
-from jax_side import configure, make_product
+from jax_side import configure, device_peak, make_product
 from jaxmeta import Batch, Episode
 from jaxmeta.bench import Load
 from jaxmeta.bench.measure import prepare
@@ -41,7 +41,7 @@ def make(problem, options):
         return prepared.step()
 
     about = {"versions": versions_of("jax", "jaxlib", "flax", "optax")}
-    return Contender(gradient, compile_step, step, make_product(), about)
+    return Contender(gradient, compile_step, step, make_product(), about, device_peak)
 
 
 if __name__ == "__main__":

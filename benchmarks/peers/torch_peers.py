@@ -279,8 +279,11 @@ def make(problem, options):
         wait()
         return {"compile_seconds": time.perf_counter() - begin}
 
+    def device_peak():
+        return torch.cuda.max_memory_allocated() if device == "cuda" else None
+
     versions = versions_of("torch", *PEERS[options.name][1])
-    return Contender(gradient, prepare, step, product, {"versions": versions})
+    return Contender(gradient, prepare, step, product, {"versions": versions}, device_peak)
 
 
 if __name__ == "__main__":
