@@ -142,6 +142,7 @@ def main():
     parser.add_argument("--peers", nargs="+", metavar="NAME")
     parser.add_argument("--precisions", nargs="+", choices=["float32", "tf32"], default=["tf32", "float32"])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--scaling", action="store_true", help="also how our step grows, by scaling.py")
     parser.add_argument("--quick", action="store_true", help="tiny loads: does it run?")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -149,9 +150,15 @@ def main():
     record = describe(options)
     (options.out / "gpu.json").write_text(json.dumps(record, indent=1) + "\n")
     report = ["# Meta-steps on a GPU", "", *about_lines(record), ""]
+    quick = ["--quick"] if options.quick else []
     device = "gpu" if record["rates"] and record["rates"]["backend"] != "cpu" else "cpu"
     for precision in options.precisions:
         report += [f"## {precision}", "", run_speed(options, precision, device), ""]
+        (options.out / "report.md").write_text("\n".join(report))
+    if options.scaling:
+        command = [sys.executable, str(BENCHMARKS / "scaling.py"), "--json", str(options.out / "scaling.json")]
+        result = subprocess.run([*command, *quick], stdout=subprocess.PIPE, text=True, env=environment())
+        report += ["## How our step grows", "", result.stdout, ""]
         (options.out / "report.md").write_text("\n".join(report))
     print("\n".join(report))
     print(f"{time.monotonic() - begin:.0f} s in all; in {options.out}", file=sys.stderr)

@@ -17,7 +17,7 @@ import numpy as np
 
 from costs import machine, parse
 from jaxmeta.bench import LOADS, tiny
-from jaxmeta.bench.run import measure_in_own_process
+from jaxmeta.bench.process import measure_in_own_process
 
 CENTRE = {"tasks": 8}
 AXES = {
