@@ -31,6 +31,7 @@ from jaxmeta.data import (
     sample_episodes,
     task_source,
 )
+from jaxmeta.devices import make_mesh, place, state_shardings
 from jaxmeta.evaluate import evaluate, make_evaluator
 from jaxmeta.inner import (
     INNER_OPTIMIZERS,
@@ -124,6 +125,7 @@ __all__ = [
     "load_omniglot",
     "load_sinusoid",
     "make_evaluator",
+    "make_mesh",
     "make_train_step",
     "maml",
     "mean_squared_error",
@@ -132,9 +134,11 @@ __all__ = [
     "mlp",
     "neumann",
     "pes",
+    "place",
     "sample_episode",
     "sample_episodes",
     "scale_by_rates",
+    "state_shardings",
     "task_source",
     "truncated",
     "unrolled",

@@ -24,6 +24,7 @@ ROOMS = [
     "metrics",
     "plan",
     "checkpoint",
+    "devices",
     "train",
     "evaluate",
     "config",
