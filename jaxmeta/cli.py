@@ -21,8 +21,10 @@ from jaxmeta.config import DEFAULT_PRESETS, PRESETS, Config, ConfigError, check_
 from jaxmeta.data import DATASETS, DataError
 from jaxmeta.data.pools import cache_dir
 from jaxmeta.inner import INNER_OPTIMIZERS
+from jaxmeta.machine import Machine, open_mesh
 from jaxmeta.metagrad import ESTIMATORS, METAGRADS
 from jaxmeta.models import MODELS
+from jaxmeta.processes import is_first, leave
 
 USAGE = """\
 usage: jaxmeta COMMAND [OPTIONS]
@@ -67,6 +69,7 @@ class TrainOptions:
 
     config: tyro.conf.OmitArgPrefixes[Config]
     place: tyro.conf.OmitArgPrefixes[RunOptions] = RunOptions()
+    machine: tyro.conf.OmitArgPrefixes[Machine] = Machine()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -127,12 +130,14 @@ def _train(arguments: list[str]) -> None:
         _refuse_changes(stored, config, place.out)
     if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ConfigError("--tensorboard needs tensorboardX. Install it with: pip install 'jaxmeta[tensorboard]'.")
+    mesh = open_mesh(options.machine, config.tasks)
     try:
-        result = train_run(config, place.out or _default_out(config), resume=place.resume)
+        result = train_run(config, place.out or _default_out(config), resume=place.resume, mesh=mesh)
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         raise KeyboardInterrupt from stopped
-    _print_result(result)
+    if is_first():
+        _print_result(result)
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -246,4 +251,5 @@ def _print_result(result: dict) -> None:
 
 def _fail(code: int, message: str) -> int:
     print(f"jaxmeta: {message}", file=sys.stderr)
+    leave(code)
     return code

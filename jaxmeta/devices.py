@@ -118,8 +118,10 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
 
 def _put(leaf, sharding: NamedSharding):
     there = getattr(leaf, "sharding", None)
-    on_mesh = isinstance(there, NamedSharding) and there.mesh == sharding.mesh
-    return leaf if on_mesh else jax.device_put(leaf, sharding)
+    if isinstance(there, NamedSharding) and there.mesh == sharding.mesh:
+        return leaf
+    # Of several processes each has the whole: without a detour by the host it would be sent from one to the others.
+    return jax.device_put(leaf if jax.process_count() == 1 else jax.device_get(leaf), sharding)
 
 
 def on_each_device(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:

@@ -5,15 +5,22 @@ from functools import partial
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxmeta.base import Evaluation, Key, MetaLearner, PyTree
+from jaxmeta import devices
+from jaxmeta.base import Evaluation, Key, MetaLearner, PyTree, TrainState
 from jaxmeta.data import TaskSource, task_keys
 from jaxmeta.losses import Criterion
 from jaxmeta.metrics import estimate
 
 
 def make_evaluator(
-    learner: MetaLearner, criterion: Criterion, *, num_steps: int | None = None, task_chunk: int = 1
+    learner: MetaLearner,
+    criterion: Criterion,
+    *,
+    num_steps: int | None = None,
+    task_chunk: int = 1,
+    mesh: Mesh | None = None,
 ) -> Callable[..., Evaluation]:
     """Make an evaluator that compiles once for episodes of one size, whichever split they are from.
 
@@ -21,7 +28,8 @@ def make_evaluator(
       learner: The algorithm.
       criterion: What tasks are judged by.
       num_steps: Inner steps; None for the number used in training.
-      task_chunk: Tasks computed at once.
+      task_chunk: Tasks computed at once, on each device.
+      mesh: From `make_mesh`: each device draws and judges its own tasks.
 
     Returns:
       `evaluator(meta_params, state, source, key, num_tasks) -> Evaluation`. Task i is a
@@ -45,15 +53,20 @@ def make_evaluator(
         targets, weights = episode.query.targets, episode.query.weights
         return {name: metric(outputs, targets, weights) for name, metric in criterion.metrics.items()}
 
-    judge_tasks = jax.jit(jax.vmap(judge, in_axes=(None, None, 0, 0)))
+    judge_tasks = jax.vmap(judge, in_axes=(None, None, 0, 0))
+    judge_chunk = _on_one_device(judge_tasks, task_chunk)
+    if mesh is not None:
+        judge_chunk = _on_each_device(judge_tasks, task_chunk, mesh)
 
     def evaluator(meta_params: PyTree, state: PyTree, source: TaskSource, key: Key, num_tasks: int) -> Evaluation:
-        key_sample, key_judge = jax.random.split(key)
-        chunks = []
-        for first in range(0, num_tasks, task_chunk):
-            episodes = _sample(source.sample, key_sample, source.pool, source.spec, task_chunk, first)
-            keys = task_keys(key_judge, task_chunk, first_task=first)
-            chunks.append(judge_tasks(meta_params, state, episodes, keys))
+        at_once = task_chunk
+        if mesh is not None:
+            at_once = task_chunk * mesh.shape[devices.TASKS]
+            placed = devices.place(TrainState((), meta_params, state, (), ()), mesh)  # pyright: ignore
+            meta_params, state = placed.meta_params, placed.state
+            source = source._replace(pool=devices.replicate(source.pool, mesh))
+        keys = tuple(jax.random.split(key))
+        chunks = [judge_chunk(meta_params, state, source, keys, first) for first in range(0, num_tasks, at_once)]
         # The last chunk may reach beyond num_tasks: what it adds is cut off.
         per_task = {name: np.concatenate([chunk[name] for chunk in chunks])[:num_tasks] for name in chunks[0]}
         return Evaluation({name: estimate(values) for name, values in per_task.items()}, num_tasks)
@@ -108,3 +121,31 @@ def evaluate(
 @partial(jax.jit, static_argnums=(0, 3, 4))
 def _sample(sample, key, pool, spec, num_tasks, first_task):
     return sample(key, pool, spec, num_tasks, first_task=first_task)
+
+
+def _on_one_device(judge_tasks, task_chunk):
+    judge_tasks = jax.jit(judge_tasks)
+
+    def judge_chunk(meta_params, state, source, keys, first):
+        episodes = _sample(source.sample, keys[0], source.pool, source.spec, task_chunk, first)
+        return judge_tasks(meta_params, state, episodes, task_keys(keys[1], task_chunk, first_task=first))
+
+    return judge_chunk
+
+
+def _on_each_device(judge_tasks, task_chunk, mesh):
+    # What comes back is whole on every device, so that every process can read it.
+    @partial(jax.jit, static_argnums=(0, 1), out_shardings=NamedSharding(mesh, PartitionSpec()))
+    def judge_all(sample, spec, *arguments):
+        def of_device(meta_params, state, pool, keys, first):
+            first = first + jax.lax.axis_index(devices.TASKS) * task_chunk
+            episodes = sample(keys[0], pool, spec, task_chunk, first_task=first)
+            return judge_tasks(meta_params, state, episodes, task_keys(keys[1], task_chunk, first_task=first))
+
+        tasks = PartitionSpec(devices.TASKS)
+        return devices.on_each_device(of_device, mesh, in_specs=PartitionSpec(), out_specs=tasks)(*arguments)
+
+    def judge_chunk(meta_params, state, source, keys, first):
+        return judge_all(source.sample, source.spec, meta_params, state, source.pool, keys, first)
+
+    return judge_chunk

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxmeta import checkpoint, plots
 from jaxmeta.base import Evaluation, Key, TrainState
@@ -34,11 +35,12 @@ class Workspace(NamedTuple):
     norm: str
 
 
-def open_workspace(config: Config) -> Workspace:
+def open_workspace(config: Config, mesh: Mesh | None = None) -> Workspace:
     """Load a configuration's data and build its parts; nothing is written.
 
     Args:
       config: A checked configuration; a `task_chunk` of None is replaced by what suits the machine.
+      mesh: Devices to divide the tasks of a step, and of an evaluation, among; None for one.
 
     Returns:
       The `Workspace`.
@@ -59,9 +61,9 @@ def open_workspace(config: Config) -> Workspace:
     if config.task_chunk is None:
         inputs_per_task = episode.support.inputs.size + episode.query.inputs.size
         config = dataclasses.replace(config, task_chunk=choose_task_chunk(config.tasks, inputs_per_task))
-    parts = build(config, dataset)
+    parts = build(config, dataset, mesh)
     evaluator = make_evaluator(
-        parts.learner, parts.criterion, num_steps=config.eval_inner_steps, task_chunk=config.task_chunk or 1
+        parts.learner, parts.criterion, num_steps=config.eval_inner_steps, task_chunk=config.task_chunk or 1, mesh=mesh
     )
     headline = next(iter(parts.criterion.metrics))
     try:
