@@ -72,8 +72,8 @@ def state_shardings(train_state: TrainState, mesh: Mesh) -> TrainState:
 
     Example:
       >>> state = TrainState(jnp.int32(0), jnp.ones([4, 4]), (), (), ())
-      >>> state_shardings(state, make_mesh(1)).meta_params.spec
-      PartitionSpec()
+      >>> state_shardings(state, make_mesh(1)).meta_params.is_fully_replicated
+      True
     """
 
     def by_model(leaf):
@@ -195,13 +195,13 @@ def task_mean(function, shared, per_task, *, num_tasks: int, present: int, task_
         real = jnp.pad(real, (0, num_chunks * chunk - on_device))
         chunks = jax.tree.map(
             lambda leaf: leaf.reshape(num_chunks, chunk, *leaf.shape[1:]),
-            (_repeat(per_task, num_chunks * chunk), real),
+            (repeat(per_task, num_chunks * chunk), real),
         )
         total, kept = _over_chunks(lambda each: of_chunk(shared, *each), chunks, num_chunks)
         kept = jax.tree.map(lambda leaf: leaf.reshape(num_chunks * chunk, *leaf.shape[2:])[:on_device], kept)
         return (total if mesh is None else _over_devices(total, index)), kept
 
-    per_task = _repeat(per_task, devices * on_device)
+    per_task = repeat(per_task, devices * on_device)
     if mesh is None:
         total, kept = of_device(0, shared, per_task)
     else:
@@ -269,10 +269,10 @@ def _over_devices(total, index):
     return jax.tree.map(lambda leaf, whole: whole.astype(leaf.dtype), total, jax.lax.psum(counted, TASKS))
 
 
-def _repeat(per_task, size):
-    """Lengthen every leaf to a number of tasks by beginning again: padding must be tasks that can be computed."""
+def repeat(tree: PyTree, size: int) -> PyTree:
+    """Lengthen the leading axis of every leaf by beginning again: padding must be what can be computed with."""
 
     def lengthen(leaf):
         return leaf if leaf.shape[0] == size else leaf[jnp.arange(size) % leaf.shape[0]]
 
-    return jax.tree.map(lengthen, per_task)
+    return jax.tree.map(lengthen, tree)

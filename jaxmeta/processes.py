@@ -35,9 +35,14 @@ def join_processes(coordinator: str, num_processes: int | None = None, process_i
         raise OSError(f"The processes did not meet at --coordinator {coordinator}: {str(error).strip()}") from error
 
 
+def is_joined() -> bool:
+    """Tell whether this is one of several processes."""
+    return jax.distributed.is_initialized()
+
+
 def leave(code: int) -> None:
     """End this process at once if it is one of several: an orderly exit waits for the others, which wait for it."""
-    if jax.distributed.is_initialized():
+    if is_joined():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

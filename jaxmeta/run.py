@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxmeta import checkpoint, processes
-from jaxmeta.base import TrainState
+from jaxmeta.base import Evaluation, TrainState
 from jaxmeta.config import Config, ConfigError, to_json
 from jaxmeta.folder import open_log, read_config, refuse_existing, truncate_rows, write_atomically, write_config
 from jaxmeta.report import Reporter
@@ -64,7 +64,7 @@ def train_run(config: Config, out: Path, *, resume: bool = False, mesh: Mesh | N
         num_tasks=config.tasks,
         estimator=workspace.parts.estimator,
     )
-    _refuse_untrainable(workspace, make_state)
+    refuse_untrainable(workspace, make_state)
     train_state, spent, said = _first_state(out, make_state, config, resume)
     began -= spent
     processes.on_first(partial(write_config, out, config))
@@ -73,7 +73,7 @@ def train_run(config: Config, out: Path, *, resume: bool = False, mesh: Mesh | N
             print("the run is finished: nothing was left to do", file=sys.stderr)
         return finished
     silent = not processes.is_first()
-    with Reporter(config.steps, int(train_state.step), silent=silent) as reporter, _stop_on_signal() as stop:
+    with Reporter(config.steps, int(train_state.step), silent=silent) as reporter, stop_on_signal() as stop:
         for line in said:
             reporter.say(line)
         try:
@@ -136,7 +136,7 @@ def evaluate_run(
     return result | {"damaged_checkpoints": list(restored.damaged)}
 
 
-def _refuse_untrainable(workspace: Workspace, make_state) -> None:
+def refuse_untrainable(workspace: Workspace, make_state) -> None:
     """Trace one step before anything is written: some strategies see only then what they are asked for."""
     config, source = workspace.config, workspace.sources["train"]
 
@@ -191,15 +191,11 @@ def _train(
         evaluation = workspace.evaluator(
             train_state.meta_params, train_state.state, source, key, config.validation_episodes
         )
-        row: dict[str, Any] = {"step": int(train_state.step)}
-        for name, estimate in evaluation.metrics.items():
-            row |= {f"validation_{name}": estimate.mean, f"validation_{name}_ci95": estimate.ci95}
-        # JSON knows no infinity: what a diverged adaptation gives is left out.
-        log({name: value for name, value in row.items() if np.isfinite(value)})
+        row = validation_row(evaluation, int(train_state.step))
+        log(row)
         value = evaluation.metrics[headline]
         reporter.say(f"step {row['step']}  validation {headline} {value.mean:.4f} +- {value.ci95:.4f}")
-        score = value.mean if headline == "accuracy" else -value.mean
-        return score if np.isfinite(score) else NOT_VALIDATED
+        return score_of(evaluation, headline)
 
     def callback(train_state, metrics):
         now, step = time.monotonic(), int(train_state.step)
@@ -233,8 +229,23 @@ def _train(
         )
 
 
+def validation_row(evaluation: Evaluation, step: int) -> dict[str, Any]:
+    """Make the logged row of a validation. JSON knows no infinity: what a diverged adaptation gives is left out."""
+    row: dict[str, Any] = {"step": step}
+    for name, estimate in evaluation.metrics.items():
+        row |= {f"validation_{name}": estimate.mean, f"validation_{name}_ci95": estimate.ci95}
+    return {name: value for name, value in row.items() if np.isfinite(value)}
+
+
+def score_of(evaluation: Evaluation, headline: str) -> float:
+    """Give the score that checkpoints are compared by: larger is better."""
+    mean = evaluation.metrics[headline].mean
+    score = mean if headline == "accuracy" else -mean
+    return score if np.isfinite(score) else NOT_VALIDATED
+
+
 @contextlib.contextmanager
-def _stop_on_signal():
+def stop_on_signal():
     """Turn Ctrl-C and SIGTERM into a flag: between two dispatches the state is whole, within one it is not."""
     stop: dict[str, Any] = {"signal": None}
 

@@ -191,14 +191,8 @@ def fit(
 
     @partial(jax.jit, static_argnames="length", donate_argnums=0, **place)
     def run(train_state, pool, length):
-        def body(train_state, _):
-            key_sample, key_step = jax.random.split(jax.random.fold_in(key, train_state.step))
-            if mesh is None:
-                return train_step(train_state, source.sample(key_sample, pool, source.spec, num_tasks), key_step)
-            episodes = devices.sample_on_each_device(source.sample, source.spec, num_tasks, mesh)(key_sample, pool)
-            return train_step(train_state, episodes, key_step, num_tasks=num_tasks)
-
-        return jax.lax.scan(body, train_state, length=length)
+        step = drawn_step(train_step, source, num_tasks, mesh)
+        return jax.lax.scan(lambda train_state, _: step(train_state, pool, key), train_state, length=length)
 
     step = int(train_state.step)
     while step < num_steps:
@@ -216,3 +210,19 @@ def fit(
         if callback is not None and callback(train_state, metrics):
             break
     return train_state
+
+
+def drawn_step(train_step: TrainStep, source: TaskSource, num_tasks: int, mesh: Mesh | None = None):
+    """Join the drawing of tasks and the step: `(train_state, pool, key) -> train_state, metrics`.
+
+    Tasks and noise are a function of the key and the state's step.
+    """
+
+    def step(train_state: TrainState, pool, key: Key):
+        key_sample, key_step = jax.random.split(jax.random.fold_in(key, train_state.step))
+        if mesh is None:
+            return train_step(train_state, source.sample(key_sample, pool, source.spec, num_tasks), key_step)
+        episodes = devices.sample_on_each_device(source.sample, source.spec, num_tasks, mesh)(key_sample, pool)
+        return train_step(train_state, episodes, key_step, num_tasks=num_tasks)
+
+    return step

@@ -74,13 +74,18 @@ def open_workspace(config: Config, mesh: Mesh | None = None) -> Workspace:
 
 
 def judge(workspace: Workspace, train_state: TrainState, out: Path, *, split: str) -> dict[str, Any]:
-    """Evaluate on the tasks of a split and describe the setting beside the number."""
+    """Evaluate on the tasks of a split, and describe the setting beside the number."""
     config, source = workspace.config, workspace.sources[split]
     source = source._replace(spec=workspace.sources["test"].spec)
     evaluation = workspace.evaluator(
         train_state.meta_params, train_state.state, source, evaluation_key(split), config.eval_episodes
     )
-    estimate = evaluation.metrics[workspace.headline]
+    return describe(workspace, evaluation, train_state, out, split=split)
+
+
+def describe(workspace: Workspace, evaluation: Evaluation, train_state: TrainState, out: Path, *, split: str):
+    """Describe the setting beside the number."""
+    config, estimate = workspace.config, evaluation.metrics[workspace.headline]
     described = ("dataset", "algorithm", "metagrad", "estimator", "model", "ways", "shots", "inner_steps")
     # JSON knows no infinity: a diverged adaptation is null.
     mean, ci95 = (value if np.isfinite(value) else None for value in (estimate.mean, estimate.ci95))

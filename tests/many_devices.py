@@ -134,6 +134,21 @@ def whole_training() -> dict:
     }
 
 
+def population() -> dict:
+    """Six members on four devices: two places are filled up, and nothing is exchanged."""
+
+    def make_learner(hyper):
+        optimizer = jm.inner_sgd(hyper["inner_lr"])
+        return jm.maml(jm.mlp(1, hidden=(8,)), inner_optimizer=optimizer, criterion=jm.CRITERIA["regression"])
+
+    everyone, states = jm.members([0, 1, 2], inner_lr=[0.01, 0.1]), []
+    for mesh in (None, jm.make_mesh(4)):
+        first = jm.init_population(everyone, make_learner, OPTIMIZER, SINES, num_tasks=2)
+        options = {"num_tasks": 2, "num_steps": 3, "mesh": mesh}
+        states.append(jm.fit_population(everyone, first, make_learner, OPTIMIZER, SINES, **options))
+    return {"error": distance(*states), "members": states[1].step.shape[0]}
+
+
 def divided_work() -> dict:
     """Eight chunks everywhere: of 8 tasks on one device, of 1 on each of eight."""
     learner, mesh, key = sine_learner((64, 64)), jm.make_mesh(8), jax.random.key(0)
@@ -203,6 +218,7 @@ if __name__ == "__main__":
         same_numbers,
         poisoned_padding,
         whole_training,
+        population,
         divided_work,
         divided_sampling,
         divided_model,

@@ -28,6 +28,7 @@ ROOMS = [
     "devices",
     "train",
     "evaluate",
+    "population",
     "config",
     "machine",
     "plots",
@@ -35,6 +36,7 @@ ROOMS = [
     "folder",
     "workspace",
     "run",
+    "sweep",
     "cli",
     "__main__",
 ]

@@ -16,7 +16,7 @@ import pytest
 
 from jaxmeta import DATASETS, ESTIMATORS, INNER_OPTIMIZERS, METAGRADS, MODELS
 from jaxmeta.checkpoint import checkpoint_steps
-from jaxmeta.cli import RunOptions, main
+from jaxmeta.cli import RunOptions, SweepOptions, main
 from jaxmeta.config import DEFAULT_PRESETS, PRESETS, Config, check_config, to_json
 from jaxmeta.machine import Machine
 
@@ -25,7 +25,7 @@ SINUSOID += ["--eval-episodes", "20", "--validation-episodes", "10"]
 OPTIONS = (
     "dataset algorithm metagrad ways shots queries inner-steps eval-inner-steps inner-lr outer-lr tasks steps seed"
 )
-OPTIONS += " norm data-dir out resume devices model-devices coordinator num-processes process-id"
+OPTIONS += " norm data-dir out resume devices model-devices coordinator num-processes process-id seeds inner-lrs"
 
 
 def command(*arguments, **options):
@@ -352,7 +352,9 @@ def test_help_explains_every_option_with_its_default():
         assert f"--{name} " in text or f"--{name}," in text, name
     # Every option has a line "(default: ...)".
     words = " ".join(text.replace("│", " ").split())
-    assert words.count("(default:") == sum(map(len, map(dataclasses.fields, (Config, RunOptions, Machine))))
+    assert words.count("(default:") == sum(
+        map(len, map(dataclasses.fields, (Config, RunOptions, Machine, SweepOptions)))
+    )
     assert "--episodes" in command("evaluate", "--help").stdout
 
 

@@ -23,7 +23,15 @@ def run(*cases):
 @pytest.fixture(scope="module")
 def measured():
     """One process for what is read from compiled programs and from short runs."""
-    return run("poisoned_padding", "whole_training", "divided_work", "divided_sampling", "divided_model", "lowered")
+    return run(
+        "poisoned_padding",
+        "whole_training",
+        "population",
+        "divided_work",
+        "divided_sampling",
+        "divided_model",
+        "lowered",
+    )
 
 
 def test_a_mesh_gives_the_numbers_of_one_device():
@@ -84,6 +92,10 @@ def test_a_large_model_is_divided_over_its_axis(measured):
 
 def test_the_sharded_step_lowers_for_tpu_and_cuda(measured):
     assert measured["lowered"] == {"platforms": ["tpu", "cuda"], "devices": 8}
+
+
+def test_a_mesh_divides_a_population(measured):
+    assert measured["population"]["members"] == 6 and measured["population"]["error"] < 2e-5
 
 
 def test_a_mesh_that_cannot_be_is_refused():
