@@ -75,6 +75,7 @@ def make_train_step(
       mesh: From `make_mesh`: the tasks are divided among its devices, and one sum over them
         makes the step that of one device, whatever their number. Where they cannot be
         divided evenly (here a chunk need not be a divisor), tasks of zero weight fill up.
+        With a `model` axis the step must be jitted, as it is in `fit`.
 
     Returns:
       `train_step(train_state, episodes, key, *, num_tasks=None) -> train_state, metrics`.
