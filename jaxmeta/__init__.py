@@ -31,6 +31,7 @@ from jaxmeta.data import (
     sample_episodes,
     task_source,
 )
+from jaxmeta.devices import make_mesh, place, state_shardings
 from jaxmeta.evaluate import evaluate, make_evaluator
 from jaxmeta.inner import (
     INNER_OPTIMIZERS,
@@ -63,6 +64,7 @@ from jaxmeta.metagrad import (
 )
 from jaxmeta.metrics import estimate
 from jaxmeta.models import MODELS, conv4, from_function, from_linen, from_nnx, linear, mlp, resnet12
+from jaxmeta.population import Members, fit_population, init_population, make_population_evaluator, members
 from jaxmeta.train import fit, init_train_state, make_train_step
 
 __version__ = "0.1.0"
@@ -87,6 +89,7 @@ __all__ = [
     "InnerResult",
     "Loop",
     "LoopInputs",
+    "Members",
     "MetaGrad",
     "MetaLearner",
     "MixedModeWarning",
@@ -108,11 +111,13 @@ __all__ = [
     "example_batch",
     "first_order",
     "fit",
+    "fit_population",
     "forward",
     "from_function",
     "from_linen",
     "from_nnx",
     "implicit",
+    "init_population",
     "init_train_state",
     "inner_adam",
     "inner_loop",
@@ -124,18 +129,23 @@ __all__ = [
     "load_omniglot",
     "load_sinusoid",
     "make_evaluator",
+    "make_mesh",
+    "make_population_evaluator",
     "make_train_step",
     "maml",
     "mean_squared_error",
+    "members",
     "meta_grad",
     "mixed_mode",
     "mlp",
     "neumann",
     "pes",
+    "place",
     "resnet12",
     "sample_episode",
     "sample_episodes",
     "scale_by_rates",
+    "state_shardings",
     "task_source",
     "truncated",
     "unrolled",

@@ -130,13 +130,21 @@ def _check_space(directory: Path, step: int, num_bytes: int) -> None:
 
 
 def _manager(directory: Path, *, clean: bool = False) -> ocp.CheckpointManager:
+    alone = jax.process_count() == 1
+    # Of several processes one saves and each reads for itself: none waits for another here.
+    processes = ocp.options.MultiprocessingOptions()
+    if not alone:
+        processes.primary_host, processes.active_processes = jax.process_index(), {jax.process_index()}
+        if clean:
+            Path(directory).mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=AnyPreservationPolicy([LatestN(2), BestN(get_metric_fn=_get_score, n=1)]),
         # Scores are written only where best_fn is given; what is kept, the policy says.
         best_fn=_get_score,
         cleanup_tmp_directories=clean,
-        create=clean,
+        create=clean and alone,
         enable_async_checkpointing=False,
+        multiprocessing_options=processes,
     )
     return ocp.CheckpointManager(Path(directory).absolute(), options=options)
 
@@ -155,7 +163,7 @@ def _score(manager: ocp.CheckpointManager, step: int) -> float:
 
 
 def _read(manager: ocp.CheckpointManager, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
     items = manager.restore(
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())

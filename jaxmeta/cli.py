@@ -22,8 +22,10 @@ from jaxmeta.config import DEFAULT_PRESETS, PRESETS, Config, ConfigError, check_
 from jaxmeta.data import DATASETS, DataError
 from jaxmeta.data.pools import cache_dir
 from jaxmeta.inner import INNER_OPTIMIZERS
+from jaxmeta.machine import Machine, open_mesh
 from jaxmeta.metagrad import ESTIMATORS, METAGRADS
 from jaxmeta.models import MODELS
+from jaxmeta.processes import is_first, is_joined, leave
 
 USAGE = """\
 usage: jaxmeta COMMAND [OPTIONS]
@@ -78,11 +80,21 @@ class RunOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class SweepOptions:
+    """Several runs as one program, each in a folder of its own, and a table of them."""
+
+    seeds: Annotated[int, tyro.conf.arg(help="Train with so many seeds, from --seed on.")] = 1
+    inner_lrs: Annotated[tuple[float, ...], tyro.conf.arg(help="Inner learning rates, each with every seed.")] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainOptions:
     """Meta-train into a run folder, then judge the best checkpoint on held-out classes."""
 
     config: tyro.conf.OmitArgPrefixes[Config]
     place: tyro.conf.OmitArgPrefixes[RunOptions] = RunOptions()
+    machine: tyro.conf.OmitArgPrefixes[Machine] = Machine()
+    sweep: tyro.conf.OmitArgPrefixes[SweepOptions] = SweepOptions()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -120,10 +132,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except (OSError, FloatingPointError) as error:
         return _fail(1, str(error))
+    except RuntimeError as error:
+        if not is_joined():
+            raise
+        what = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return _fail(1, f"Another process of this run is gone, or this one failed ({what}). Go on with --resume.")
 
 
 def _train(arguments: list[str]) -> None:
     from jaxmeta.run import Interrupted, train_run
+    from jaxmeta.sweep import train_sweep
 
     preset, rest = _split_preset(arguments)
     stored = _stored_config(rest)
@@ -143,12 +161,22 @@ def _train(arguments: list[str]) -> None:
         _refuse_changes(stored, config, place.out)
     if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ConfigError("--tensorboard needs tensorboardX. Install it with: pip install 'jaxmeta[tensorboard]'.")
+    several = options.sweep != SweepOptions()
+    # What is divided among the devices: tasks of one run, or the runs of several.
+    shared = options.sweep.seeds * max(len(options.sweep.inner_lrs), 1) if several else config.tasks
+    mesh = open_mesh(options.machine, max(shared, 1))
+    out = place.out or _default_out(config)
     try:
-        result = train_run(config, place.out or _default_out(config), resume=place.resume)
+        if several:
+            if place.resume:
+                raise ConfigError("--seeds and --inner-lrs begin anew; each of their runs can be resumed by itself.")
+            return _print_result(train_sweep(config, out, **vars(options.sweep), mesh=mesh))
+        result = train_run(config, out, resume=place.resume, mesh=mesh)
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         raise KeyboardInterrupt from stopped
-    _print_result(result)
+    if is_first():
+        _print_result(result)
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -286,4 +314,5 @@ def _print_result(result: dict) -> None:
 
 def _fail(code: int, message: str) -> int:
     print(f"jaxmeta: {message}", file=sys.stderr)
+    leave(code)
     return code

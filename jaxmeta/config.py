@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import optax
 import tyro
+from jax.sharding import Mesh
 
 from jaxmeta.algorithms import ALGORITHMS, NORMS
 from jaxmeta.base import Estimator, MetaLearner
@@ -237,12 +238,13 @@ class Parts(NamedTuple):
     train_step: TrainStep
 
 
-def build(config: Config, dataset: Dataset) -> Parts:
+def build(config: Config, dataset: Dataset, mesh: Mesh | None = None) -> Parts:
     """Build the learner, the outer optimiser and the train step.
 
     Args:
       config: A checked configuration with a `task_chunk`.
       dataset: The dataset that it names.
+      mesh: Devices to divide the tasks among.
 
     Returns:
       The `Parts`.
@@ -273,7 +275,7 @@ def build(config: Config, dataset: Dataset) -> Parts:
         rate = optax.cosine_decay_schedule(config.outer_lr, config.steps)
     optimizer = optax.adam(rate)
     estimator = ESTIMATORS[config.estimator]()
-    train_step = make_train_step(learner, optimizer, estimator=estimator, task_chunk=config.task_chunk)
+    train_step = make_train_step(learner, optimizer, estimator=estimator, task_chunk=config.task_chunk, mesh=mesh)
     return Parts(learner, criterion, optimizer, estimator, train_step)
 
 

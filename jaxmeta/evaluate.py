@@ -5,15 +5,22 @@ from functools import partial
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxmeta.base import Evaluation, Key, MetaLearner, PyTree
+from jaxmeta import devices
+from jaxmeta.base import Evaluation, Key, MetaLearner, PyTree, TrainState
 from jaxmeta.data import TaskSource, task_keys
 from jaxmeta.losses import Criterion
 from jaxmeta.metrics import estimate
 
 
 def make_evaluator(
-    learner: MetaLearner, criterion: Criterion, *, num_steps: int | None = None, task_chunk: int = 1
+    learner: MetaLearner,
+    criterion: Criterion,
+    *,
+    num_steps: int | None = None,
+    task_chunk: int = 1,
+    mesh: Mesh | None = None,
 ) -> Callable[..., Evaluation]:
     """Make an evaluator that compiles once for episodes of one size, whichever split they are from.
 
@@ -21,7 +28,8 @@ def make_evaluator(
       learner: The algorithm.
       criterion: What tasks are judged by.
       num_steps: Inner steps; None for the number used in training.
-      task_chunk: Tasks computed at once.
+      task_chunk: Tasks computed at once, on each device.
+      mesh: From `make_mesh`: each device draws and judges its own tasks.
 
     Returns:
       `evaluator(meta_params, state, source, key, num_tasks) -> Evaluation`. Task i is a
@@ -37,26 +45,21 @@ def make_evaluator(
       >>> evaluator(meta_params, state, source, jax.random.key(1), 600).num_tasks
       600
     """
-
-    def judge(meta_params, state, episode, key):
-        key_adapt, key_predict = jax.random.split(key)
-        adapted = learner.adapt(meta_params, state, episode.support, key_adapt, num_steps=num_steps)
-        outputs = learner.predict(adapted, episode.query, key_predict)
-        targets, weights = episode.query.targets, episode.query.weights
-        return {name: metric(outputs, targets, weights) for name, metric in criterion.metrics.items()}
-
-    judge_tasks = jax.jit(jax.vmap(judge, in_axes=(None, None, 0, 0)))
+    tasks = judge_tasks(learner, criterion, num_steps)
+    judge_chunk = _on_one_device(tasks, task_chunk)
+    if mesh is not None:
+        judge_chunk = _on_each_device(tasks, task_chunk, mesh)
 
     def evaluator(meta_params: PyTree, state: PyTree, source: TaskSource, key: Key, num_tasks: int) -> Evaluation:
-        key_sample, key_judge = jax.random.split(key)
-        chunks = []
-        for first in range(0, num_tasks, task_chunk):
-            episodes = _sample(source.sample, key_sample, source.pool, source.spec, task_chunk, first)
-            keys = task_keys(key_judge, task_chunk, first_task=first)
-            chunks.append(judge_tasks(meta_params, state, episodes, keys))
-        # The last chunk may reach beyond num_tasks: what it adds is cut off.
-        per_task = {name: np.concatenate([chunk[name] for chunk in chunks])[:num_tasks] for name in chunks[0]}
-        return Evaluation({name: estimate(values) for name, values in per_task.items()}, num_tasks)
+        at_once = task_chunk
+        if mesh is not None:
+            at_once = task_chunk * mesh.shape[devices.TASKS]
+            placed = devices.place(TrainState((), meta_params, state, (), ()), mesh)  # pyright: ignore
+            meta_params, state = placed.meta_params, placed.state
+            source = source._replace(pool=devices.replicate(source.pool, mesh))
+        keys = tuple(jax.random.split(key))
+        chunks = [judge_chunk(meta_params, state, source, keys, first) for first in range(0, num_tasks, at_once)]
+        return summarize(chunks, num_tasks)
 
     return evaluator
 
@@ -105,6 +108,53 @@ def evaluate(
     return evaluator(meta_params, state, source, key, num_tasks)
 
 
+def judge_tasks(learner: MetaLearner, criterion: Criterion, num_steps: int | None):
+    """Make `(meta_params, state, episodes, keys) -> metrics`, of every task for itself."""
+
+    def judge(meta_params, state, episode, key):
+        key_adapt, key_predict = jax.random.split(key)
+        adapted = learner.adapt(meta_params, state, episode.support, key_adapt, num_steps=num_steps)
+        outputs = learner.predict(adapted, episode.query, key_predict)
+        targets, weights = episode.query.targets, episode.query.weights
+        return {name: metric(outputs, targets, weights) for name, metric in criterion.metrics.items()}
+
+    return jax.vmap(judge, in_axes=(None, None, 0, 0))
+
+
+def summarize(chunks: list[dict], num_tasks: int) -> Evaluation:
+    """Put chunks of metrics together; what the last one has beyond num_tasks is cut off."""
+    per_task = {name: np.concatenate([chunk[name] for chunk in chunks])[:num_tasks] for name in chunks[0]}
+    return Evaluation({name: estimate(values) for name, values in per_task.items()}, num_tasks)
+
+
 @partial(jax.jit, static_argnums=(0, 3, 4))
 def _sample(sample, key, pool, spec, num_tasks, first_task):
     return sample(key, pool, spec, num_tasks, first_task=first_task)
+
+
+def _on_one_device(tasks, task_chunk):
+    tasks = jax.jit(tasks)
+
+    def judge_chunk(meta_params, state, source, keys, first):
+        episodes = _sample(source.sample, keys[0], source.pool, source.spec, task_chunk, first)
+        return tasks(meta_params, state, episodes, task_keys(keys[1], task_chunk, first_task=first))
+
+    return judge_chunk
+
+
+def _on_each_device(tasks, task_chunk, mesh):
+    # What comes back is whole on every device, so that every process can read it.
+    @partial(jax.jit, static_argnums=(0, 1), out_shardings=NamedSharding(mesh, PartitionSpec()))
+    def judge_all(sample, spec, *arguments):
+        def of_device(meta_params, state, pool, keys, first):
+            first = first + jax.lax.axis_index(devices.TASKS) * task_chunk
+            episodes = sample(keys[0], pool, spec, task_chunk, first_task=first)
+            return tasks(meta_params, state, episodes, task_keys(keys[1], task_chunk, first_task=first))
+
+        by_task = PartitionSpec(devices.TASKS)
+        return devices.on_each_device(of_device, mesh, in_specs=PartitionSpec(), out_specs=by_task)(*arguments)
+
+    def judge_chunk(meta_params, state, source, keys, first):
+        return judge_all(source.sample, source.spec, meta_params, state, source.pool, keys, first)
+
+    return judge_chunk

@@ -10,21 +10,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class Reporter:
     """A live bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, total: int, first: int = 0, *, seconds_between_lines: float = 10.0):
+    def __init__(self, total: int, first: int = 0, *, seconds_between_lines: float = 10.0, silent: bool = False):
         """Begin at a step.
 
         Args:
           total: Outer steps of the whole run.
           first: Steps already done.
           seconds_between_lines: How often a plain line is printed.
+          silent: Show nothing: another process speaks.
         """
         self._total = total
         self._first = first
         self._between = seconds_between_lines
+        self._silent = silent
         self._begun = None
         self._last = time.monotonic()
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not silent:
             self._bar = Progress(
                 TextColumn("[bold]meta-training"),
                 BarColumn(bar_width=None),
@@ -49,6 +51,8 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
+        if self._silent:
+            return
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:

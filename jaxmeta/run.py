@@ -12,9 +12,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxmeta import checkpoint
-from jaxmeta.base import TrainState
+from jaxmeta import checkpoint, processes
+from jaxmeta.base import Evaluation, TrainState
 from jaxmeta.config import Config, ConfigError, to_json
 from jaxmeta.folder import open_log, read_config, refuse_existing, truncate_rows, write_atomically, write_config
 from jaxmeta.report import Reporter
@@ -29,13 +30,14 @@ class Interrupted(Exception):
     """The run was asked to stop, and has saved its state."""
 
 
-def train_run(config: Config, out: Path, *, resume: bool = False) -> dict[str, Any]:
+def train_run(config: Config, out: Path, *, resume: bool = False, mesh: Mesh | None = None) -> dict[str, Any]:
     """Train into a folder, or go on where a run there stopped; then judge the best checkpoint.
 
     Args:
       config: A checked configuration.
       out: The run's folder.
       resume: Continue the run that is there.
+      mesh: Devices to divide the tasks among, of all processes that call this; None for one.
 
     Returns:
       The result, as `jaxmeta train` prints it.
@@ -48,9 +50,9 @@ def train_run(config: Config, out: Path, *, resume: bool = False) -> dict[str, A
       Interrupted: after Ctrl-C, when the state is saved.
     """
     if not resume:
-        refuse_existing(out)
+        processes.on_first(partial(refuse_existing, out))
     began = time.monotonic()
-    workspace = open_workspace(config)
+    workspace = open_workspace(config, mesh)
     config = workspace.config
     key_init, key_train = jax.random.split(jax.random.key(config.seed))
     make_state = partial(
@@ -62,31 +64,33 @@ def train_run(config: Config, out: Path, *, resume: bool = False) -> dict[str, A
         num_tasks=config.tasks,
         estimator=workspace.parts.estimator,
     )
-    _refuse_untrainable(workspace, make_state)
+    refuse_untrainable(workspace, make_state)
     train_state, spent, said = _first_state(out, make_state, config, resume)
     began -= spent
-    write_config(out, config)
+    processes.on_first(partial(write_config, out, config))
     if finished := _finished(out, train_state, config):
-        print("the run is finished: nothing was left to do", file=sys.stderr)
+        if processes.is_first():
+            print("the run is finished: nothing was left to do", file=sys.stderr)
         return finished
-    with Reporter(config.steps, int(train_state.step)) as reporter, _stop_on_signal() as stop:
+    silent = not processes.is_first()
+    with Reporter(config.steps, int(train_state.step), silent=silent) as reporter, stop_on_signal() as stop:
         for line in said:
             reporter.say(line)
         try:
-            train_state = _train(out, workspace, train_state, key_train, reporter, stop, began)
+            train_state = _train(out, workspace, train_state, key_train, reporter, stop, began, mesh)
         except FloatingPointError as error:
             good = checkpoint.checkpoint_steps(out / "checkpoints")
             kept = f"There was no checkpoint yet: delete {out} or choose another --out."
             if good:
                 kept = f"The last good checkpoint is that of step {good[-1]}."
             raise FloatingPointError(f"{error} {kept}") from error
-        if stop["signal"]:
+        if processes.any_process(stop["signal"] is not None):
             raise Interrupted(f"Stopped at step {int(train_state.step)}; the state is saved. Go on with --resume.")
     restored = checkpoint.restore(out / "checkpoints", jax.eval_shape(make_state), best=True)
     result = judge(workspace, restored.train_state, out, split="test")
-    draw(workspace, restored.train_state, out)
+    processes.on_first(partial(draw, workspace, restored.train_state, out))
     result["seconds"] = round(time.monotonic() - began, 1)
-    write_atomically(out / "result.json", json.dumps(result, indent=2) + "\n")
+    processes.on_first(lambda: write_atomically(out / "result.json", json.dumps(result, indent=2) + "\n"))
     return result
 
 
@@ -132,7 +136,7 @@ def evaluate_run(
     return result | {"damaged_checkpoints": list(restored.damaged)}
 
 
-def _refuse_untrainable(workspace: Workspace, make_state) -> None:
+def refuse_untrainable(workspace: Workspace, make_state) -> None:
     """Trace one step before anything is written: some strategies see only then what they are asked for."""
     config, source = workspace.config, workspace.sources["train"]
 
@@ -149,13 +153,13 @@ def _refuse_untrainable(workspace: Workspace, make_state) -> None:
 def _first_state(out: Path, make_state, config: Config, resume: bool) -> tuple[TrainState, float, list[str]]:
     """Make the state to begin from; tell the seconds already spent on the run, and where it comes from."""
     if not resume or not checkpoint.checkpoint_steps(out / "checkpoints"):
-        truncate_rows(out, 0)
+        processes.on_first(partial(truncate_rows, out, 0))
         return make_state(), 0.0, ["resumed from step 0: there was no checkpoint yet"] if resume else []
     restored = checkpoint.restore(out / "checkpoints", jax.eval_shape(make_state))
     if restored.step > config.steps:
         raise ConfigError(f"The run in {out} is at step {restored.step} already; --steps {config.steps} is behind it.")
     said = [f"checkpoint of step {step} is damaged and was passed over" for step in restored.damaged]
-    truncate_rows(out, restored.step)
+    processes.on_first(partial(truncate_rows, out, restored.step))
     return restored.train_state, restored.meta["seconds"], [*said, f"resumed from step {restored.step}"]
 
 
@@ -170,7 +174,7 @@ def _finished(out: Path, train_state: TrainState, config: Config) -> dict[str, A
 
 
 def _train(
-    out: Path, workspace: Workspace, train_state, key, reporter: Reporter, stop: dict, began: float
+    out: Path, workspace: Workspace, train_state, key, reporter: Reporter, stop: dict, began: float, mesh: Mesh | None
 ) -> TrainState:
     """Run `fit` with logging, validation and checkpoints in its callback."""
     config, headline = workspace.config, workspace.headline
@@ -179,22 +183,19 @@ def _train(
 
     def save(train_state, score):
         meta = {"config": to_json(config), "seconds": time.monotonic() - began}
-        checkpoint.save(directory, train_state, score=score, meta=meta)
+        arrays = processes.fetch(train_state)
+        processes.on_first(lambda: checkpoint.save(directory, arrays, score=score, meta=meta))
 
     def validate(train_state) -> float:
         source, key = workspace.sources["validation"], evaluation_key("validation")
         evaluation = workspace.evaluator(
             train_state.meta_params, train_state.state, source, key, config.validation_episodes
         )
-        row: dict[str, Any] = {"step": int(train_state.step)}
-        for name, estimate in evaluation.metrics.items():
-            row |= {f"validation_{name}": estimate.mean, f"validation_{name}_ci95": estimate.ci95}
-        # JSON knows no infinity: what a diverged adaptation gives is left out.
-        log({name: value for name, value in row.items() if np.isfinite(value)})
+        row = validation_row(evaluation, int(train_state.step))
+        log(row)
         value = evaluation.metrics[headline]
         reporter.say(f"step {row['step']}  validation {headline} {value.mean:.4f} +- {value.ci95:.4f}")
-        score = value.mean if headline == "accuracy" else -value.mean
-        return score if np.isfinite(score) else NOT_VALIDATED
+        return score_of(evaluation, headline)
 
     def callback(train_state, metrics):
         now, step = time.monotonic(), int(train_state.step)
@@ -204,7 +205,7 @@ def _train(
         log({"step": step, **row, "tasks_per_second": round(rate, 2)})
         reporter.update(step, f"{rate:.0f} tasks/s  loss {row['loss']:.4f}  {headline} {row[headline]:.4f}")
         # Read once: a signal that comes later is for the next call, which then saves.
-        stopping = stop["signal"] is not None
+        stopping = processes.any_process(stop["signal"] is not None)
         due = step // config.checkpoint_every > (step - length) // config.checkpoint_every
         if due or step == config.steps:
             save(train_state, validate(train_state))
@@ -213,7 +214,8 @@ def _train(
         clock["last"] = time.monotonic()
         return stopping
 
-    with open_log(out, config.tensorboard) as log:
+    written = open_log(out, config.tensorboard) if processes.is_first() else contextlib.nullcontext(lambda row: None)
+    with written as log:
         return fit(
             workspace.parts.train_step,
             train_state,
@@ -223,11 +225,27 @@ def _train(
             num_steps=config.steps,
             steps_per_call=config.log_every,
             callback=callback,
+            mesh=mesh,
         )
 
 
+def validation_row(evaluation: Evaluation, step: int) -> dict[str, Any]:
+    """Make the logged row of a validation. JSON knows no infinity: what a diverged adaptation gives is left out."""
+    row: dict[str, Any] = {"step": step}
+    for name, estimate in evaluation.metrics.items():
+        row |= {f"validation_{name}": estimate.mean, f"validation_{name}_ci95": estimate.ci95}
+    return {name: value for name, value in row.items() if np.isfinite(value)}
+
+
+def score_of(evaluation: Evaluation, headline: str) -> float:
+    """Give the score that checkpoints are compared by: larger is better."""
+    mean = evaluation.metrics[headline].mean
+    score = mean if headline == "accuracy" else -mean
+    return score if np.isfinite(score) else NOT_VALIDATED
+
+
 @contextlib.contextmanager
-def _stop_on_signal():
+def stop_on_signal():
     """Turn Ctrl-C and SIGTERM into a flag: between two dispatches the state is whole, within one it is not."""
     stop: dict[str, Any] = {"signal": None}
 

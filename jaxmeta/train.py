@@ -6,13 +6,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxmeta import devices
 from jaxmeta.base import Episode, Estimator, Key, MetaLearner, Metrics, TrainState, check_episode
 from jaxmeta.data import TaskSource, task_keys
 from jaxmeta.metagrad import exact
-from jaxmeta.metagrad.leaves import is_float
 
-TrainStep = Callable[[TrainState, Episode, Key], tuple[TrainState, Metrics]]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
 def init_train_state(
@@ -59,6 +60,7 @@ def make_train_step(
     *,
     estimator: Estimator | None = None,
     task_chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> TrainStep:
     """Make one outer step: `theta <- theta + update(mean over tasks of grad_theta loss)`.
 
@@ -70,10 +72,15 @@ def make_train_step(
       estimator: How the gradient is taken; `exact()` if None.
       task_chunk: Tasks computed at once, a divisor of the tasks in a step; all if None. The
         chunks are scanned and their gradients added, so that memory is that of one chunk.
+      mesh: From `make_mesh`: the tasks are divided among its devices, and one sum over them
+        makes the step that of one device, whatever their number. Where they cannot be
+        divided evenly (here a chunk need not be a divisor), tasks of zero weight fill up.
+        With a `model` axis the step must be jitted, as it is in `fit`.
 
     Returns:
-      `train_step(train_state, episodes, key) -> train_state, metrics`. Episodes have a
-      leading task axis. Metrics are the learner's averaged over tasks, and `grad_norm`
+      `train_step(train_state, episodes, key, *, num_tasks=None) -> train_state, metrics`.
+      Episodes have a leading task axis, of which the first num_tasks count (all if None)
+      and the rest is padding. Metrics are the learner's averaged over tasks, and `grad_norm`
       and `nonfinite` (1 when the loss or the gradient is not a finite number).
 
     Raises:
@@ -98,22 +105,25 @@ def make_train_step(
             f"estimator must be an Estimator, as exact() or ESTIMATORS['pes']() return; given {estimator!r}."
         )
 
-    def train_step(train_state: TrainState, episodes: Episode, key: Key):
+    def train_step(train_state: TrainState, episodes: Episode, key: Key, *, num_tasks: int | None = None):
         check_episode(episodes, num_task_axes=1)
         step, meta_params, state, opt_state, estimator_state = train_state
-        num_tasks = episodes.support.inputs.shape[0]
-        keys = task_keys(key, num_tasks)
+        present = episodes.support.inputs.shape[0]
 
-        def of_chunk(estimator_state, episodes, keys):
-            value, grads, estimator_state = estimator.value_and_grad(
-                learner, meta_params, state, estimator_state, episodes, keys, step
-            )
+        def of_tasks(shared, per_task):
+            meta_params, state, step = shared
+            value, grads, estimator_state = estimator.value_and_grad(learner, meta_params, state, *per_task, step)
             return (value, grads), estimator_state
 
-        of_step = of_chunk
-        if task_chunk is not None and task_chunk != num_tasks:
-            of_step = _over_chunks(of_chunk, num_tasks, task_chunk)
-        ((loss, (state, metrics)), grads), estimator_state = of_step(estimator_state, episodes, keys)
+        ((loss, (state, metrics)), grads), estimator_state = devices.task_mean(
+            of_tasks,
+            (meta_params, state, step),
+            (estimator_state, episodes, task_keys(key, present)),
+            num_tasks=present if num_tasks is None else num_tasks,
+            present=present,
+            task_chunk=task_chunk,
+            mesh=mesh,
+        )
         updates, opt_state = optimizer.update(grads, opt_state, meta_params)
         meta_params = optax.apply_updates(meta_params, updates)
         grad_norm = optax.tree.norm(grads)
@@ -122,34 +132,6 @@ def make_train_step(
         return TrainState(step + 1, meta_params, state, opt_state, estimator_state), metrics
 
     return train_step
-
-
-def _over_chunks(of_chunk, num_tasks: int, task_chunk: int):
-    """Scan a function over chunks of tasks and average what it returns.
-
-    The gradient is taken inside of the scan: differentiating the scan would keep
-    the activations of every chunk.
-    """
-    if task_chunk < 1 or num_tasks % task_chunk:
-        raise ValueError(
-            f"task_chunk={task_chunk} does not divide the {num_tasks} tasks of a step. Use a divisor of {num_tasks}."
-        )
-    num_chunks = num_tasks // task_chunk
-
-    def over_chunks(*per_task):
-        chunks = jax.tree.map(lambda leaf: leaf.reshape(num_chunks, task_chunk, *leaf.shape[1:]), per_task)
-        shapes = jax.eval_shape(of_chunk, *jax.tree.map(lambda leaf: leaf[0], chunks))[0]
-        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-
-        def body(total, chunk):
-            value, estimator_state = of_chunk(*chunk)
-            return jax.tree.map(lambda a, b: a + b if is_float(b) else b, total, value), estimator_state
-
-        total, estimator_state = jax.lax.scan(body, zeros, chunks)
-        mean = jax.tree.map(lambda leaf: leaf / num_chunks if is_float(leaf) else leaf, total)
-        return mean, jax.tree.map(lambda leaf: leaf.reshape(num_tasks, *leaf.shape[2:]), estimator_state)
-
-    return over_chunks
 
 
 def fit(
@@ -162,6 +144,7 @@ def fit(
     num_steps: int,
     steps_per_call: int = 10,
     callback: Callable[[TrainState, Metrics], bool | None] | None = None,
+    mesh: Mesh | None = None,
 ) -> TrainState:
     """Run outer steps on the device until the state's step is `num_steps`.
 
@@ -179,6 +162,8 @@ def fit(
       steps_per_call: Steps in one dispatch, between two calls of the callback.
       callback: `(train_state, metrics) -> stop`; metrics are the last dispatch's, leaves
         `[steps]`. Return True to stop. It must not keep the state (copy it instead).
+      mesh: As given to `make_train_step`. Each device then draws its own tasks; which they are
+        does not depend on the number of devices. The state is put where `place` says.
 
     Returns:
       The last `TrainState`.
@@ -198,15 +183,17 @@ def fit(
       >>> int(fit(train_step, train_state, source, key, num_tasks=4, num_steps=30).step)
       30
     """
+    place = {}
+    if mesh is not None:
+        train_state = devices.place(train_state, mesh)
+        source = source._replace(pool=devices.replicate(source.pool, mesh))
+        kept = jax.tree.map(lambda leaf: leaf.sharding, train_state)
+        place["out_shardings"] = kept, NamedSharding(mesh, PartitionSpec())
 
-    @partial(jax.jit, static_argnames="length", donate_argnums=0)
+    @partial(jax.jit, static_argnames="length", donate_argnums=0, **place)
     def run(train_state, pool, length):
-        def body(train_state, _):
-            key_sample, key_step = jax.random.split(jax.random.fold_in(key, train_state.step))
-            episodes = source.sample(key_sample, pool, source.spec, num_tasks)
-            return train_step(train_state, episodes, key_step)
-
-        return jax.lax.scan(body, train_state, length=length)
+        step = drawn_step(train_step, source, num_tasks, mesh)
+        return jax.lax.scan(lambda train_state, _: step(train_state, pool, key), train_state, length=length)
 
     step = int(train_state.step)
     while step < num_steps:
@@ -224,3 +211,19 @@ def fit(
         if callback is not None and callback(train_state, metrics):
             break
     return train_state
+
+
+def drawn_step(train_step: TrainStep, source: TaskSource, num_tasks: int, mesh: Mesh | None = None):
+    """Join the drawing of tasks and the step: `(train_state, pool, key) -> train_state, metrics`.
+
+    Tasks and noise are a function of the key and the state's step.
+    """
+
+    def step(train_state: TrainState, pool, key: Key):
+        key_sample, key_step = jax.random.split(jax.random.fold_in(key, train_state.step))
+        if mesh is None:
+            return train_step(train_state, source.sample(key_sample, pool, source.spec, num_tasks), key_step)
+        episodes = devices.sample_on_each_device(source.sample, source.spec, num_tasks, mesh)(key_sample, pool)
+        return train_step(train_state, episodes, key_step, num_tasks=num_tasks)
+
+    return step

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxmeta import checkpoint, plots
 from jaxmeta.base import Evaluation, Key, TrainState
@@ -34,11 +35,12 @@ class Workspace(NamedTuple):
     norm: str
 
 
-def open_workspace(config: Config) -> Workspace:
+def open_workspace(config: Config, mesh: Mesh | None = None) -> Workspace:
     """Load a configuration's data and build its parts; nothing is written.
 
     Args:
       config: A checked configuration; a `task_chunk` of None is replaced by what suits the machine.
+      mesh: Devices to divide the tasks of a step, and of an evaluation, among; None for one.
 
     Returns:
       The `Workspace`.
@@ -59,9 +61,9 @@ def open_workspace(config: Config) -> Workspace:
     if config.task_chunk is None:
         inputs_per_task = episode.support.inputs.size + episode.query.inputs.size
         config = dataclasses.replace(config, task_chunk=choose_task_chunk(config.tasks, inputs_per_task))
-    parts = build(config, dataset)
+    parts = build(config, dataset, mesh)
     evaluator = make_evaluator(
-        parts.learner, parts.criterion, num_steps=config.eval_inner_steps, task_chunk=config.task_chunk or 1
+        parts.learner, parts.criterion, num_steps=config.eval_inner_steps, task_chunk=config.task_chunk or 1, mesh=mesh
     )
     headline = next(iter(parts.criterion.metrics))
     try:
@@ -72,13 +74,18 @@ def open_workspace(config: Config) -> Workspace:
 
 
 def judge(workspace: Workspace, train_state: TrainState, out: Path, *, split: str) -> dict[str, Any]:
-    """Evaluate on the tasks of a split and describe the setting beside the number."""
+    """Evaluate on the tasks of a split, and describe the setting beside the number."""
     config, source = workspace.config, workspace.sources[split]
     source = source._replace(spec=workspace.sources["test"].spec)
     evaluation = workspace.evaluator(
         train_state.meta_params, train_state.state, source, evaluation_key(split), config.eval_episodes
     )
-    estimate = evaluation.metrics[workspace.headline]
+    return describe(workspace, evaluation, train_state, out, split=split)
+
+
+def describe(workspace: Workspace, evaluation: Evaluation, train_state: TrainState, out: Path, *, split: str):
+    """Describe the setting beside the number."""
+    config, estimate = workspace.config, evaluation.metrics[workspace.headline]
     described = ("dataset", "algorithm", "metagrad", "estimator", "model", "ways", "shots", "inner_steps")
     # JSON knows no infinity: a diverged adaptation is null.
     mean, ci95 = (value if np.isfinite(value) else None for value in (estimate.mean, estimate.ci95))

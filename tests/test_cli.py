@@ -16,15 +16,16 @@ import pytest
 
 from jaxmeta import DATASETS, ESTIMATORS, INNER_OPTIMIZERS, METAGRADS, MODELS
 from jaxmeta.checkpoint import checkpoint_steps
-from jaxmeta.cli import main
+from jaxmeta.cli import RunOptions, SweepOptions, main
 from jaxmeta.config import DEFAULT_PRESETS, PRESETS, Config, check_config, to_json
+from jaxmeta.machine import Machine
 
 SINUSOID = ["--dataset", "sinusoid", "--tasks", "4", "--log-every", "5", "--checkpoint-every", "5"]
 SINUSOID += ["--eval-episodes", "20", "--validation-episodes", "10"]
 OPTIONS = (
     "dataset algorithm metagrad ways shots queries inner-steps eval-inner-steps inner-lr outer-lr tasks steps seed"
 )
-OPTIONS += " norm data-dir out resume"
+OPTIONS += " norm data-dir out resume devices model-devices coordinator num-processes process-id seeds inner-lrs"
 
 
 def command(*arguments, **options):
@@ -270,6 +271,9 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, capsys):
         (["train", "--task-chunk", "5"], "--task-chunk must divide --tasks"),
         (["train", "--dataset", "omniglot", "--data-dir", "/no/such/folder"], "/no/such/folder"),
         (["train", "--resume"], "--resume needs --out"),
+        (["train", "--devices", "3"], "3 devices were asked for; JAX sees 1 (cpu)"),
+        (["train", "--model-devices", "2"], "2 devices for a model do not divide the 1 devices"),
+        (["train", "--process-id", "0"], "missing: --coordinator, --num-processes"),
         (["train", "--resume", "--out", "nowhere"], "There is no run in nowhere"),
         (["evaluate", "nowhere"], "There is no run in nowhere"),
         (["evaluate"], "RUN"),
@@ -348,7 +352,9 @@ def test_help_explains_every_option_with_its_default():
         assert f"--{name} " in text or f"--{name}," in text, name
     # Every option has a line "(default: ...)".
     words = " ".join(text.replace("│", " ").split())
-    assert words.count("(default:") == len(dataclasses.fields(Config)) + len(["out", "resume"])
+    assert words.count("(default:") == sum(
+        map(len, map(dataclasses.fields, (Config, RunOptions, Machine, SweepOptions)))
+    )
     assert "--episodes" in command("evaluate", "--help").stdout
 
 

@@ -1,0 +1,89 @@
+"""Several processes that train one run: what only the first of them does, and what all must agree on.
+
+Every process runs the same program on the same numbers, and reads what it needs from the run's folder, which all must
+see. Only the first writes. With one process each function here is what it would be without it.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxmeta.base import PyTree
+
+
+def join_processes(coordinator: str, num_processes: int | None = None, process_id: int | None = None) -> None:
+    """Join the processes of a run; before anything else is asked of JAX.
+
+    Args:
+      coordinator: "HOST:PORT" of the first process; "auto" where JAX can find out by itself
+        (SLURM, Open MPI, Kubernetes, TPU pods).
+      num_processes: How many there are.
+      process_id: Which this is, from 0.
+
+    Raises:
+      OSError: if they do not meet.
+    """
+    try:
+        # The processors of several processes exchange numbers by gloo, JAX's default since 0.5.
+        jax.distributed.initialize(None if coordinator == "auto" else coordinator, num_processes, process_id)
+    except (RuntimeError, ValueError) as error:
+        raise OSError(f"The processes did not meet at --coordinator {coordinator}: {str(error).strip()}") from error
+
+
+def is_joined() -> bool:
+    """Tell whether this is one of several processes."""
+    return jax.distributed.is_initialized()
+
+
+def leave(code: int) -> None:
+    """End this process at once if it is one of several: an orderly exit waits for the others, which wait for it."""
+    if is_joined():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def is_first() -> bool:
+    """Tell whether this is the process that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def on_first(action: Callable[[], Any]) -> None:
+    """Do something in the first process only; the others wait for it, and stop where it failed.
+
+    Args:
+      action: What to do.
+
+    Raises:
+      OSError: in the others, if it failed; in the first, what the action raised.
+    """
+    if jax.process_count() == 1:
+        action()
+        return
+    failure = None
+    if is_first():
+        try:
+            action()
+        # Whatever it is, the others must not wait for a process that is gone.
+        except Exception as error:
+            failure = error
+    failed = multihost_utils.broadcast_one_to_all(np.int32(failure is not None))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise OSError("The first process could not go on; its message says why.")
+
+
+def any_process(flag: bool) -> bool:
+    """Tell whether a flag is set in any process, to all of them."""
+    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.int32(flag)).any())
+
+
+def fetch(tree: PyTree) -> PyTree:
+    """Copy a tree to the host, whole, in every process: all must call it."""
+    return jax.device_get(tree) if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)

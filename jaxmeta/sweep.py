@@ -1,0 +1,242 @@
+"""Several runs as one program: seeds times inner learning rates, a folder for each, a table for all."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxmeta import checkpoint
+from jaxmeta.base import Evaluation, TrainState
+from jaxmeta.config import Config, ConfigError, build, to_json
+from jaxmeta.folder import open_log, refuse_existing, write_atomically, write_config
+from jaxmeta.metrics import estimate
+from jaxmeta.population import Members, fit_population, init_population, make_population_evaluator, members
+from jaxmeta.report import Reporter
+from jaxmeta.run import NOT_VALIDATED, Interrupted, refuse_untrainable, score_of, stop_on_signal, validation_row
+from jaxmeta.train import init_train_state
+from jaxmeta.workspace import Workspace, describe, evaluation_key, open_workspace
+
+
+class Runs(NamedTuple):
+    """The runs of a sweep: who they are, what each is configured to, and where it goes."""
+
+    everyone: Members
+    configs: list[Config]
+    folders: list[Path]
+
+
+def train_sweep(
+    config: Config, out: Path, *, seeds: int = 1, inner_lrs: Sequence[float] = (), mesh: Mesh | None = None
+) -> dict[str, Any]:
+    """Train a population into a folder of run folders, and judge the best checkpoint of each.
+
+    Args:
+      config: A checked configuration: the seed is the first, other settings are of all.
+      out: The folder of the run folders, each as `train_run` leaves one (without pictures).
+      seeds: How many seeds.
+      inner_lrs: Inner learning rates, each with every seed; that of the configuration if none.
+      mesh: Devices to divide the runs among.
+
+    Returns:
+      The table: for each inner learning rate the mean over seeds with its 95 % interval by
+      Student's t, and what every run reached.
+
+    Raises:
+      ConfigError: if the folder exists, or the numbers do not fit.
+      DataError: if the data is missing or damaged.
+      Interrupted: after Ctrl-C, when the states are saved; each run can be resumed by itself.
+    """
+    _check(config, seeds, inner_lrs)
+    refuse_existing(out)
+    began = time.monotonic()
+    workspace = open_workspace(config)
+    runs = _runs(workspace.config, out, seeds, inner_lrs)
+    refuse_untrainable(workspace, partial(_first_state, workspace))
+    for one, folder in zip(runs.configs, runs.folders, strict=True):
+        write_config(folder, one)
+    evaluator = make_population_evaluator(
+        partial(_learner, workspace),
+        workspace.parts.criterion,
+        num_steps=config.eval_inner_steps,
+        task_chunk=workspace.config.task_chunk or 1,
+    )
+    states = _train(workspace, runs, evaluator, mesh, began)
+    results = _judge(workspace, runs, evaluator, states)
+    table = _table(workspace, runs, results)
+    table["run"], table["seconds"] = str(out), round(time.monotonic() - began, 1)
+    write_atomically(out / "summary.json", json.dumps(table, indent=2) + "\n")
+    return table
+
+
+def _check(config: Config, seeds: int, inner_lrs: Sequence[float]) -> None:
+    if seeds < 1:
+        raise ConfigError(f"--seeds must be at least 1; given {seeds}.")
+    if config.seed + seeds > 2**32:
+        raise ConfigError(f"--seed + --seeds must stay below 2**32; given {config.seed} + {seeds}.")
+    for rate in inner_lrs:
+        if not 0 < rate < float("inf"):
+            raise ConfigError(f"--inner-lrs must be positive numbers; given {rate}.")
+    if len({f"{rate:g}" for rate in inner_lrs}) < len(inner_lrs):
+        given = " ".join(map(str, inner_lrs))
+        raise ConfigError(f"--inner-lrs must differ in their first six digits; given {given}.")
+    if config.tensorboard:
+        raise ConfigError("--tensorboard is for a single run: leave it out, or --seeds and --inner-lrs.")
+    if jax.process_count() > 1:
+        raise ConfigError("--seeds and --inner-lrs train in one process, on all of its devices: start one only.")
+
+
+def _runs(config: Config, out: Path, seeds: int, inner_lrs: Sequence[float]) -> Runs:
+    numbers, rates = range(config.seed, config.seed + seeds), tuple(inner_lrs) or (config.inner_lr,)
+    # In the order of `members`: the seed changes fastest.
+    configs = [dataclasses.replace(config, seed=seed, inner_lr=rate) for rate in rates for seed in numbers]
+    folders = [out / f"seed{one.seed}{f'-inner-lr{one.inner_lr:g}' if inner_lrs else ''}" for one in configs]
+    return Runs(members(numbers, inner_lr=rates), configs, folders)
+
+
+def _learner(workspace: Workspace, hyper):
+    return build(dataclasses.replace(workspace.config, **hyper), workspace.dataset).learner
+
+
+def _first_state(workspace: Workspace) -> TrainState:
+    parts, source, num_tasks = workspace.parts, workspace.sources["train"], workspace.config.tasks
+    key = jax.random.key(0)
+    return init_train_state(key, parts.learner, parts.optimizer, source, num_tasks=num_tasks, estimator=parts.estimator)
+
+
+def _train(workspace: Workspace, runs: Runs, evaluator, mesh, began: float) -> TrainState:
+    """Run `fit_population`; log, validate and save every run."""
+    config, source = workspace.config, workspace.sources["train"]
+    parts, everyone, folders = workspace.parts, runs.everyone, runs.folders
+    make_learner = partial(_learner, workspace)
+    options: dict[str, Any] = {"num_tasks": config.tasks, "estimator": parts.estimator}
+    states = init_population(everyone, make_learner, parts.optimizer, source, **options)
+
+    def log(place, row):
+        with open_log(folders[place], False) as write:
+            write({name: value for name, value in row.items() if np.isfinite(value)})
+
+    def save(states: TrainState, scores) -> None:
+        states = jax.device_get(states)
+        for place, (folder, score) in enumerate(zip(folders, scores, strict=True)):
+            state, steps = _member(states, place), checkpoint.checkpoint_steps(folder / "checkpoints")
+            # A run that has diverged stays where it is, and its checkpoint was written.
+            if int(state.step) not in (0, *steps):
+                meta = {"config": to_json(runs.configs[place]), "seconds": time.monotonic() - began}
+                checkpoint.save(folder / "checkpoints", state, score=score, meta=meta)
+
+    def validate(states: TrainState) -> list[float]:
+        key, tasks = evaluation_key("validation"), config.validation_episodes
+        evaluations = evaluator(everyone, states, workspace.sources["validation"], key, tasks)
+        for place, evaluation in enumerate(evaluations):
+            log(place, validation_row(evaluation, int(states.step[place])))
+        means = [evaluation.metrics[workspace.headline].mean for evaluation in evaluations]
+        reporter.say(f"validation {workspace.headline}  " + "  ".join(f"{mean:.4f}" for mean in means))
+        return [score_of(evaluation, workspace.headline) for evaluation in evaluations]
+
+    def callback(states: TrainState, metrics) -> bool:
+        metrics = jax.device_get(metrics)
+        length = metrics["loss"].shape[1]
+        reached["step"] += length
+        step, good = reached["step"], metrics["nonfinite"].sum(1) == 0
+        for place in np.flatnonzero(good):
+            row = {name: float(values[place].mean()) for name, values in metrics.items() if name != "nonfinite"}
+            log(place, {"step": step, **row})
+        loss = metrics["loss"][good].mean() if good.any() else float("nan")
+        reporter.update(step, f"{good.sum()} of {len(good)} runs go on  loss {loss:.4f}")
+        if not good.any():
+            raise FloatingPointError(
+                f"Every run has diverged by step {step}. Try smaller learning rates, and --inner-optimizer adam."
+            )
+        stopping = stop["signal"] is not None
+        if step // config.checkpoint_every > (step - length) // config.checkpoint_every or step == config.steps:
+            save(states, validate(states))
+        elif stopping:
+            save(states, [NOT_VALIDATED] * len(folders))
+        return stopping
+
+    reached = {"step": 0}
+    with Reporter(config.steps) as reporter, stop_on_signal() as stop:
+        reporter.say(f"{len(folders)} runs as one program")
+        states = fit_population(
+            everyone,
+            states,
+            make_learner,
+            parts.optimizer,
+            source,
+            **options,
+            num_steps=config.steps,
+            steps_per_call=config.log_every,
+            task_chunk=config.task_chunk,
+            callback=callback,
+            mesh=mesh,
+        )
+        if stop["signal"]:
+            raise Interrupted(f"Stopped at step {reached['step']}; each run can go on by itself: --resume --out RUN.")
+    return states
+
+
+def _judge(workspace: Workspace, runs: Runs, evaluator, states: TrainState) -> list[dict[str, Any]]:
+    """Judge the best checkpoint of every run on the same test tasks; write each result."""
+    like = jax.eval_shape(partial(_first_state, workspace))
+    best = [
+        checkpoint.restore(folder / "checkpoints", like, best=True).train_state
+        if checkpoint.checkpoint_steps(folder / "checkpoints")
+        else None
+        for folder in runs.folders
+    ]
+    # A run that has diverged before its first checkpoint has none: judged as it stopped, and called null below.
+    filled = [_member(states, place) if state is None else state for place, state in enumerate(best)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *filled)
+    key, tasks = evaluation_key("test"), workspace.config.eval_episodes
+    evaluations: list[Evaluation] = evaluator(runs.everyone, stacked, workspace.sources["test"], key, tasks)
+    results = []
+    for place, (one, folder) in enumerate(zip(runs.configs, runs.folders, strict=True)):
+        chosen = best[place]
+        if chosen is None:
+            results.append({workspace.headline: None, "seed": one.seed, "inner_lr": one.inner_lr, "run": str(folder)})
+            continue
+        mine = workspace._replace(config=one)
+        result = describe(mine, evaluations[place], chosen, folder, split="test")
+        write_atomically(folder / "result.json", json.dumps(result, indent=2) + "\n")
+        results.append(result | {"inner_lr": one.inner_lr})
+    return results
+
+
+def _table(workspace: Workspace, runs: Runs, results) -> dict[str, Any]:
+    """Summarise over seeds, for each inner learning rate: runs that diverged are counted, not averaged."""
+    headline, config = workspace.headline, workspace.config
+    rows = []
+    for rate in dict.fromkeys(one.inner_lr for one in runs.configs):
+        mine = [result for result in results if result["inner_lr"] == rate]
+        values = [result[headline] for result in mine if result[headline] is not None]
+        over_seeds = estimate(values) if values else None
+        row = {"inner_lr": rate, headline: None, "ci95": None, "seeds": len(mine), "judged": len(values)}
+        if over_seeds is not None:
+            row[headline] = over_seeds.mean
+            row["ci95"] = over_seeds.ci95 if np.isfinite(over_seeds.ci95) else None
+        rows.append({**row, "values": [result[headline] for result in mine]})
+    diverged = [result["run"] for result in results if result.get("steps", 0) < config.steps]
+    for run in diverged:
+        print(f"{run}: the loss or its gradient was not finite, and the run stopped there", file=sys.stderr)
+    described = ("dataset", "algorithm", "metagrad", "estimator", "model", "ways", "shots", "inner_steps", "steps")
+    return {
+        "over": "seeds",
+        "rows": rows,
+        "diverged": diverged,
+        "episodes": config.eval_episodes,
+        **{name: getattr(config, name) for name in described},
+        "runs": [str(folder) for folder in runs.folders],
+    }
+
+
+def _member(states, place: int):
+    return jax.tree.map(lambda leaf: leaf[place], states)

@@ -1,0 +1,228 @@
+"""What test_devices.py runs in a process with eight virtual devices: measures, printed as JSON."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import export
+from jax.sharding import NamedSharding, PartitionSpec
+
+import jaxmeta as jm
+from conftest import tiny_model
+from jaxmeta import devices
+
+OPTIMIZER = optax.adam(1e-2)
+SINES = jm.task_source(jm.load_sinusoid(), "train", jm.EpisodeSpec(1, 5, 5))
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+
+
+def distance(one, other) -> float:
+    """The greatest relative error of a leaf; whole numbers must be the same."""
+    errors = [0.0]
+    for a, b in zip(jax.tree.leaves(jax.device_get(one)), jax.tree.leaves(jax.device_get(other)), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        errors.append(float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-3)))
+    return max(errors)
+
+
+def measure(step, *arguments) -> dict:
+    """Read the work of one device, and what devices exchange, from the compiled program.
+
+    XLA counts the body of a loop once: only programs with as many chunks can be compared.
+    """
+    compiled = jax.jit(step).lower(*arguments).compile()
+    text = compiled.as_text()
+    exchanged = {name: len(re.findall(rf" {name}(?:-start)?\(", text)) for name in COLLECTIVES}
+    memory = compiled.memory_analysis()
+    sizes = {"arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes}
+    return {"flops": compiled.cost_analysis()["flops"], **exchanged, **sizes}
+
+
+def sine_learner(hidden=(8,)):
+    return jm.maml(jm.mlp(1, hidden=hidden), inner_optimizer=optax.sgd(0.01), criterion=jm.CRITERIA["regression"])
+
+
+def counting(learner):
+    """Add a counter and a flag to the state: neither may be averaged."""
+
+    def loss(meta_params, state, episode, key, step):
+        value, (inner, metrics) = learner.loss(meta_params, state["inner"], episode, key, step)
+        return value, ({"inner": inner, "count": state["count"] + 1, "flag": ~state["flag"]}, metrics)
+
+    return learner._replace(loss=loss)
+
+
+def pair(num_tasks, mesh, *, learner=None, source=SINES, estimator=None, task_chunk=None, batches=1):
+    """Take steps on one device and on a mesh; return both states and their metrics."""
+    learner = sine_learner() if learner is None else learner
+    state = jm.init_train_state(jax.random.key(0), learner, OPTIMIZER, source, num_tasks=num_tasks, estimator=estimator)
+    if "counting" in learner.loss.__qualname__:
+        state = state._replace(state={"inner": state.state, "count": jnp.int32(7), "flag": jnp.array(False)})
+    results = []
+    for options in ({}, {"mesh": mesh, "task_chunk": task_chunk}):
+        step, taken = jax.jit(jm.make_train_step(learner, OPTIMIZER, estimator=estimator, **options)), state
+        for batch in range(batches):
+            episodes = source.sample(jax.random.key(batch), source.pool, source.spec, num_tasks)
+            taken, metrics = step(taken, episodes, jax.random.key(5))
+        results.append((taken, metrics))
+    return results
+
+
+def same_numbers() -> dict:
+    three = jm.make_mesh(3)
+    errors = {
+        "convolution, padded": distance(*pair(5, three, learner=image_learner(), source=images())),
+        "pes, padded": distance(*pair(5, three, estimator=jm.pes(num_pairs=1), batches=3)),
+    }
+    # Fewer tasks than devices, and more: the last device of three has one task in its two chunks of two.
+    for num_tasks, mesh in ((3, jm.make_mesh(8)), (9, three)):
+        one, many = pair(num_tasks, mesh, learner=counting(sine_learner()), task_chunk=2, batches=2)
+        errors[f"counter, {num_tasks} tasks"] = distance(one, many)
+        errors[f"count, {num_tasks} tasks"] = int(many[0].state["count"])
+    return errors
+
+
+def images() -> jm.TaskSource:
+    rng = np.random.default_rng(0)
+    pool = jm.ClassPool(rng.integers(0, 255, [6, 8, 16, 16, 1]).astype(np.uint8), np.full([6], 8, np.int32))
+    return jm.TaskSource(jm.sample_episodes, jax.tree.map(jnp.asarray, pool), jm.EpisodeSpec(3, 2, 2))
+
+
+def image_learner():
+    return jm.maml(tiny_model(), inner_optimizer=optax.sgd(0.1), norm="inductive")
+
+
+def poisoned_padding() -> dict:
+    """Tasks that do not count hold NaN: nothing of it may be seen."""
+    learner, mesh = sine_learner(), jm.make_mesh(4)
+    state = jm.init_train_state(jax.random.key(0), learner, OPTIMIZER, SINES, num_tasks=6)
+    episodes = SINES.sample(jax.random.key(0), SINES.pool, SINES.spec, 8)
+    spoilt = jax.tree.map(lambda leaf: leaf.at[6:].set(jnp.nan), episodes)
+    key = jax.random.key(5)
+    expected = jax.jit(jm.make_train_step(learner, OPTIMIZER))(
+        state, jax.tree.map(lambda leaf: leaf[:6], episodes), key
+    )
+    given = jax.jit(jm.make_train_step(learner, OPTIMIZER, mesh=mesh), static_argnames="num_tasks")(
+        state, spoilt, key, num_tasks=6
+    )
+    return {"error": distance(given, expected), "nonfinite": float(given[1]["nonfinite"])}
+
+
+def whole_training() -> dict:
+    """fit on a mesh draws the tasks of one device; the state goes in and comes out where it belongs."""
+    learner, grid = sine_learner(), jm.make_mesh(8, model_devices=2)
+    errors, placed = {}, None
+    for name, estimator, num_tasks in (("padded", None, 6), ("pes", jm.pes(num_pairs=1), 8)):
+        key, states = jax.random.key(3), []
+        for mesh in (None, grid):
+            state = jm.init_train_state(key, learner, OPTIMIZER, SINES, num_tasks=num_tasks, estimator=estimator)
+            step = jm.make_train_step(learner, OPTIMIZER, estimator=estimator, mesh=mesh)
+            options = {"num_tasks": num_tasks, "num_steps": 4, "steps_per_call": 2, "mesh": mesh}
+            states.append(jm.fit(step, state, SINES, key, **options))
+        errors[name] = distance(*states)
+        placed = states[1]
+    kernel = placed.meta_params["body"]["Dense_0"]["kernel"]
+    return {
+        **errors,
+        "kernel": str(kernel.sharding.spec),
+        "moment": str(placed.opt_state[0].mu["body"]["Dense_0"]["kernel"].sharding.spec),
+        "particles": str(jax.tree.leaves(placed.estimator_state)[0].sharding.spec),
+    }
+
+
+def population() -> dict:
+    """Six members on four devices: two places are filled up, and nothing is exchanged."""
+
+    def make_learner(hyper):
+        optimizer = jm.inner_sgd(hyper["inner_lr"])
+        return jm.maml(jm.mlp(1, hidden=(8,)), inner_optimizer=optimizer, criterion=jm.CRITERIA["regression"])
+
+    everyone, states = jm.members([0, 1, 2], inner_lr=[0.01, 0.1]), []
+    for mesh in (None, jm.make_mesh(4)):
+        first = jm.init_population(everyone, make_learner, OPTIMIZER, SINES, num_tasks=2)
+        options = {"num_tasks": 2, "num_steps": 3, "mesh": mesh}
+        states.append(jm.fit_population(everyone, first, make_learner, OPTIMIZER, SINES, **options))
+    return {"error": distance(*states), "members": states[1].step.shape[0]}
+
+
+def divided_work() -> dict:
+    """Eight chunks everywhere: of 8 tasks on one device, of 1 on each of eight."""
+    learner, mesh, key = sine_learner((64, 64)), jm.make_mesh(8), jax.random.key(0)
+    state = jm.init_train_state(key, learner, OPTIMIZER, SINES, num_tasks=64)
+    episodes = SINES.sample(key, SINES.pool, SINES.spec, 64)
+    placed = devices.place(state, mesh)
+    sharded = jax.device_put(episodes, NamedSharding(mesh, PartitionSpec("tasks")))
+    return {
+        "one": measure(jm.make_train_step(learner, OPTIMIZER, task_chunk=8), state, episodes, key),
+        "eight": measure(jm.make_train_step(learner, OPTIMIZER, task_chunk=1, mesh=mesh), placed, sharded, key),
+        # The trap: the scan goes over an axis that the partitioner was told to divide.
+        "trap": measure(jm.make_train_step(learner, OPTIMIZER, task_chunk=8), placed, sharded, key),
+    }
+
+
+def divided_sampling() -> dict:
+    """The program of a whole outer step as fit runs it, against one device with an eighth of the tasks."""
+    programs = {}
+    for name, mesh, num_tasks in (("eighth", None, 1), ("one", None, 8), ("eight", jm.make_mesh(8), 8)):
+        source, key = images(), jax.random.key(0)
+
+        def draw(key, pool, source=source, mesh=mesh, num_tasks=num_tasks):
+            if mesh is None:
+                return source.sample(key, pool, source.spec, num_tasks)
+            return devices.sample_on_each_device(source.sample, source.spec, num_tasks, mesh)(key, pool)
+
+        pool = source.pool if mesh is None else devices.replicate(source.pool, mesh)
+        programs[name] = measure(draw, key, pool)
+    return programs
+
+
+def divided_model() -> dict:
+    """A wide network on two groups of four devices: numbers, work and memory."""
+    learner, grid = sine_learner((256, 256)), jm.make_mesh(8, model_devices=4)
+    key = jax.random.key(0)
+    state = jm.init_train_state(key, learner, OPTIMIZER, SINES, num_tasks=4)
+    episodes = SINES.sample(key, SINES.pool, SINES.spec, 4)
+    step = jm.make_train_step(learner, OPTIMIZER, mesh=grid)
+    whole = jax.device_put(state, NamedSharding(grid, PartitionSpec()))
+    divided = devices.place(state, grid)
+    expected = jax.jit(jm.make_train_step(learner, OPTIMIZER))(state, episodes, key)
+    return {
+        "error": distance(jax.jit(step)(divided, episodes, key), expected),
+        "whole": measure(step, whole, episodes, key),
+        "divided": measure(step, divided, episodes, key),
+    }
+
+
+def lowered() -> dict:
+    """The sharded step is lowered for accelerators, on a machine that has none."""
+    learner, mesh, data = sine_learner(), jm.make_mesh(8, model_devices=2), jax.random.key_data(jax.random.key(0))
+    state = jm.init_train_state(jax.random.key(0), learner, OPTIMIZER, SINES, num_tasks=6)
+    step = jm.make_train_step(learner, OPTIMIZER, mesh=mesh)
+
+    def run(state, data):
+        key = jax.random.wrap_key_data(data)
+        return step(state, SINES.sample(key, (), SINES.spec, 6), key)
+
+    exported = export.export(jax.jit(run), platforms=["tpu", "cuda"])(devices.place(state, mesh), data)
+    return {"platforms": exported.platforms, "devices": exported.nr_devices}
+
+
+if __name__ == "__main__":
+    import sys
+
+    cases = (
+        same_numbers,
+        poisoned_padding,
+        whole_training,
+        population,
+        divided_work,
+        divided_sampling,
+        divided_model,
+        lowered,
+    )
+    chosen = sys.argv[1:] or [case.__name__ for case in cases]
+    print(json.dumps({case.__name__: case() for case in cases if case.__name__ in chosen}))
