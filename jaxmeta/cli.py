@@ -4,7 +4,6 @@
 be, 130 interrupted.
 """
 
-import dataclasses
 import importlib.util
 import json
 import logging
@@ -12,7 +11,6 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
@@ -22,9 +20,10 @@ from jaxmeta.config import DEFAULT_PRESETS, PRESETS, Config, ConfigError, check_
 from jaxmeta.data import DATASETS, DataError
 from jaxmeta.data.pools import cache_dir
 from jaxmeta.inner import INNER_OPTIMIZERS
-from jaxmeta.machine import Machine, open_mesh
+from jaxmeta.machine import open_mesh
 from jaxmeta.metagrad import ESTIMATORS, METAGRADS
 from jaxmeta.models import MODELS
+from jaxmeta.options import BenchOptions, EvaluateOptions, SweepOptions, TrainOptions
 from jaxmeta.processes import is_first, is_joined, leave
 
 USAGE = """\
@@ -43,58 +42,6 @@ commands:
 
 # What may differ when a run is continued: none of it changes a step that was already taken.
 MAY_CHANGE = {"steps", "data_dir", "tensorboard"}
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateOptions:
-    """Judge a run's best checkpoint on held-out tasks."""
-
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="The run's folder.", metavar="RUN")]
-    episodes: Annotated[int | None, tyro.conf.arg(help="Number of tasks; None: as in training.")] = None
-    eval_inner_steps: Annotated[int | None, tyro.conf.arg(help="Inner steps; None: as in training.")] = None
-    split: Annotated[str, tyro.conf.arg(help="One of: test, validation, train.")] = "test"
-    latest: Annotated[bool, tyro.conf.arg(help="Judge the latest checkpoint, not the best.")] = False
-    data_dir: Annotated[Path | None, tyro.conf.arg(help="Where the data is now; None: as in training.")] = None
-
-
-@dataclasses.dataclass(frozen=True)
-class BenchOptions:
-    """Measure what a meta-step costs here: time, memory, and how much of the machine's peak it reaches."""
-
-    loads: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(help=f"Of: {', '.join(LOADS)}; none: all.", metavar="LOAD")
-    ] = ()
-    rounds: Annotated[int, tyro.conf.arg(help="Figures for each load, whose median is shown.")] = 5
-    quick: Annotated[bool, tyro.conf.arg(help="The tiny form of each load: does it run?")] = False
-    json: Annotated[Path | None, tyro.conf.arg(help="Also write the figures to this file.", metavar="FILE")] = None
-    chunk: Annotated[int | None, tyro.conf.arg(help="Tasks computed at once; None: chosen for the machine.")] = None
-    precision: Annotated[str, tyro.conf.arg(help="Of matrix products on an accelerator: float32 or tf32.")] = "float32"
-
-
-@dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """Where a run goes."""
-
-    out: Annotated[Path | None, tyro.conf.arg(help="Run folder; None: runs/DATASET-ALGORITHM-...-seedN.")] = None
-    resume: Annotated[bool, tyro.conf.arg(help="Continue the run in that folder.")] = False
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepOptions:
-    """Several runs as one program, each in a folder of its own, and a table of them."""
-
-    seeds: Annotated[int, tyro.conf.arg(help="Train with so many seeds, from --seed on.")] = 1
-    inner_lrs: Annotated[tuple[float, ...], tyro.conf.arg(help="Inner learning rates, each with every seed.")] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """Meta-train into a run folder, then judge the best checkpoint on held-out classes."""
-
-    config: tyro.conf.OmitArgPrefixes[Config]
-    place: tyro.conf.OmitArgPrefixes[RunOptions] = RunOptions()
-    machine: tyro.conf.OmitArgPrefixes[Machine] = Machine()
-    sweep: tyro.conf.OmitArgPrefixes[SweepOptions] = SweepOptions()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -38,6 +38,7 @@ ROOMS = [
     "run",
     "sweep",
     "bench",
+    "options",
     "cli",
     "__main__",
 ]
@@ -46,7 +47,7 @@ ONLY_IN = {
     "flax": {"nn", "models"},
     "orbax": {"checkpoint"},
     "tensorflow_datasets": {"data"},
-    "tyro": {"config", "cli"},
+    "tyro": {"config", "options", "cli"},
     "matplotlib": {"plots", "data"},
     "tensorflow": set(),
     "torch": set(),

@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxmeta.base import Episode, PyTree, TrainState
 from jaxmeta.bench.loads import OUTER_RATE, Load, count_flops, draw_episodes, draw_weights, make_learner
+from jaxmeta.devices import make_mesh, place
 from jaxmeta.plan import choose_task_chunk
 from jaxmeta.train import make_train_step
 
@@ -74,7 +77,12 @@ def prepare(
     # Copies: the state is donated, and the caller may want its weights again.
     weights, episodes = jax.tree.map(jnp.array, (weights, episodes))
     train_state = TrainState(jnp.int32(0), weights, state, optimizer.init(weights), ())
-    train_step = make_train_step(learner, optimizer, task_chunk=task_chunk)
+    # All the devices there are; a CPU is several with --xla_force_host_platform_device_count in XLA_FLAGS.
+    devices = min(len(jax.devices()), load.tasks)
+    mesh = make_mesh(devices) if devices > 1 else None
+    if mesh is not None:
+        train_state, episodes = place(train_state, mesh), jax.device_put(episodes, NamedSharding(mesh, P("tasks")))
+    train_step = make_train_step(learner, optimizer, task_chunk=task_chunk, mesh=mesh)
     begin = time.perf_counter()
     compiled = jax.jit(train_step, donate_argnums=0).lower(train_state, episodes, key).compile()
     compile_seconds = time.perf_counter() - begin
@@ -181,6 +189,7 @@ def describe_machine() -> dict[str, Any]:
     names = {value: name for name, value in PRECISIONS.items()}
     return {
         "device": jax.devices()[0].device_kind,
+        "devices": len(jax.devices()),
         "cores": cores,
         "jax": jax.__version__,
         "precision": names.get(precision, precision),

@@ -5,7 +5,7 @@ import jax
 
 from jaxmeta.base import Model
 from jaxmeta.models.adapters import from_linen
-from jaxmeta.nn import BatchNorm, Conv, max_pool_2x2
+from jaxmeta.nn import BatchNorm, Conv
 
 
 class Conv4Body(nn.Module):
@@ -34,9 +34,9 @@ class Conv4Body(nn.Module):
             # No bias by default: the normalisation that follows subtracts it again.
             strides = 2 if self.downsample == "stride" else 1
             hidden = Conv(self.filters, strides=strides, use_bias=self.conv_bias)(hidden)
-            hidden = nn.relu(BatchNorm()(hidden, train=train, weights=weights))
-            if self.downsample == "pool":
-                hidden = max_pool_2x2(hidden)
+            # Rectifying keeps the order of numbers: it may as well come after the pooling.
+            pool = self.downsample == "pool"
+            hidden = nn.relu(BatchNorm()(hidden, train=train, weights=weights, pool=pool))
         if self.downsample == "stride":
             return hidden.mean((1, 2))
         return hidden.reshape(hidden.shape[0], -1)

@@ -1,10 +1,8 @@
-"""Convolution as patches and one matrix product.
+"""Convolution of images, fast also where every task has a kernel of its own.
 
-Under `vmap` over tasks every task has kernels of its own, and XLA turns
-such a convolution into a grouped one, whose weight gradient is ruinous on a CPU
-(`benchmarks/meta_step.py --plain` measures 17 times for the whole step). Written as
-patches and a product it becomes a batched matrix product, which every backend does
-well, and its derivatives of any order are again slices, pads and products.
+Under `vmap` over tasks XLA turns a convolution with per-task kernels into a grouped one, whose
+weight gradient is ruinous on a CPU. Ours is a primitive (`nn/contraction.py`) that is closed under
+differentiation and lowered by shape and backend (`nn/lowerings.py`).
 """
 
 from collections.abc import Sequence
@@ -13,83 +11,71 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmeta.nn.contraction import Static, contract
+from jaxmeta.nn.lowerings import LOWERINGS, Geometry
+
 Padding = str | Sequence[tuple[int, int]]
 
 
-def extract_patches(
-    inputs: jax.Array, window: tuple[int, int], strides: tuple[int, int] = (1, 1), padding: Padding = "SAME"
-) -> jax.Array:
-    """Collect, for each output position, the inputs under the window.
-
-    Args:
-      inputs: `[examples, height, width, channels]`.
-      window: Height and width of the window.
-      strides: Steps of the window.
-      padding: "SAME", "VALID" or (low, high) for height and for width.
-
-    Returns:
-      `[examples, out_height, out_width, window_height * window_width * channels]`, the
-      channel running fastest.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> extract_patches(jnp.ones([2, 28, 28, 1]), (3, 3), (2, 2)).shape
-      (2, 14, 14, 9)
-    """
-    examples, height, width, channels = inputs.shape
-    if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads((height, width), window, strides, padding)
-    padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
-    out_height = (padded.shape[1] - window[0]) // strides[0] + 1
-    out_width = (padded.shape[2] - window[1]) // strides[1] + 1
-    columns = [
-        jax.lax.slice(
-            padded,
-            (0, row, column, 0),
-            (examples, row + (out_height - 1) * strides[0] + 1, column + (out_width - 1) * strides[1] + 1, channels),
-            (1, *strides, 1),
-        )
-        for row in range(window[0])
-        for column in range(window[1])
-    ]
-    return jnp.concatenate(columns, axis=-1)
-
-
 def conv2d(
-    inputs: jax.Array, kernel: jax.Array, strides: tuple[int, int] = (1, 1), padding: Padding = "SAME"
+    inputs: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, int] = (1, 1),
+    padding: Padding = "SAME",
+    *,
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    lowering: str = "auto",
 ) -> jax.Array:
-    """Convolve images with a kernel: `y[i, j] = sum_{a, b} x[s i + a, s j + b] k[a, b]`.
+    """Convolve images with a kernel: `y[i, j] = sum_{a, b} x[s i + d a, s j + d b] k[a, b]`.
 
-    Equal to `jax.lax.conv_general_dilated` in NHWC and HWIO, and fast when both
-    the images and the kernel have a task axis under `vmap`.
+    Equal to `jax.lax.conv_general_dilated` in NHWC and HWIO, in derivatives of any order,
+    forward and reverse, and fast when images and kernel have a task axis under `vmap`.
 
     Args:
       inputs: `[examples, height, width, channels]`.
-      kernel: `[window_height, window_width, channels, features]`.
+      kernel: `[window_height, window_width, channels / groups, features]`.
       strides: Steps of the window.
       padding: "SAME", "VALID" or (low, high) for height and for width.
+      dilation: Distances between the places of the window.
+      groups: Parts that channels and features are divided into; as many as channels is depthwise.
+      lowering: A key of `LOWERINGS`, how it is computed; "auto" chooses by backend and shape.
 
     Returns:
       `[examples, out_height, out_width, features]`.
 
     Raises:
-      ValueError: if the kernel does not fit the channels of the inputs.
+      ValueError: if the kernel does not fit the channels of the inputs, or the window the image.
 
     Example:
       >>> import jax.numpy as jnp
       >>> conv2d(jnp.ones([2, 28, 28, 3]), jnp.ones([3, 3, 3, 8]), (2, 2)).shape
       (2, 14, 14, 8)
     """
-    window_height, window_width, channels, features = kernel.shape
-    if inputs.ndim != 4 or inputs.shape[-1] != channels:
+    inputs, kernel = jnp.asarray(inputs), jnp.asarray(kernel)
+    if kernel.ndim != 4 or inputs.ndim != 4 or inputs.shape[-1] != kernel.shape[2] * groups:
+        needed = kernel.shape[2] * groups if kernel.ndim == 4 else "channels"
         raise ValueError(
-            f"conv2d needs inputs [examples, height, width, {channels}] for a kernel "
+            f"conv2d needs inputs [examples, height, width, {needed}] for a kernel "
             f"{list(kernel.shape)}; given inputs {list(inputs.shape)}."
         )
-    patches = extract_patches(inputs, (window_height, window_width), strides, padding)
-    # A plain two-dimensional product: under vmap it becomes one batched product.
-    flat = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, features)
-    return flat.reshape(*patches.shape[:-1], features)
+    if kernel.shape[3] % groups:
+        raise ValueError(f"groups={groups} does not divide the {kernel.shape[3]} features. Use a divisor of them.")
+    if lowering != "auto" and lowering not in LOWERINGS:
+        raise ValueError(f"lowering={lowering!r} is none of: auto, {', '.join(LOWERINGS)}.")
+    size, window = inputs.shape[1:3], kernel.shape[:2]
+    if isinstance(padding, str):
+        spans = [(places - 1) * step + 1 for places, step in zip(window, dilation, strict=True)]
+        padding = jax.lax.padtype_to_pads(size, spans, strides, padding)
+    geometry = Geometry(size, window, tuple(strides), tuple(map(tuple, padding)), tuple(dilation), groups)
+    if min(geometry.out_size) < 1:
+        raise ValueError(
+            f"The window {list(window)} does not fit images of {list(size)} with padding {geometry.padding}. "
+            "Use larger images, a smaller window or padding 'SAME'."
+        )
+    dtype = jnp.promote_types(inputs.dtype, kernel.dtype)
+    static = Static("output", geometry, lowering, jax.config.values["jax_default_matmul_precision"])
+    return contract(inputs.astype(dtype), kernel.astype(dtype), static)
 
 
 class Conv(nn.Module):
@@ -101,6 +87,9 @@ class Conv(nn.Module):
       strides: One step, or one each for height and width.
       padding: "SAME", "VALID" or (low, high) for height and for width.
       use_bias: Whether to add a learned bias.
+      kernel_dilation: One distance between the places of the window, or one each way.
+      feature_group_count: Parts that channels and features are divided into.
+      lowering: How it is computed, as in `conv2d`.
     """
 
     features: int
@@ -108,14 +97,28 @@ class Conv(nn.Module):
     strides: int | tuple[int, int] = 1
     padding: Padding = "SAME"
     use_bias: bool = True
+    kernel_dilation: int | tuple[int, int] = 1
+    feature_group_count: int = 1
+    lowering: str = "auto"
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Convolve `[examples, height, width, channels]`."""
-        strides = (self.strides, self.strides) if isinstance(self.strides, int) else self.strides
-        shape = (*self.kernel_size, inputs.shape[-1], self.features)
+        shape = (*self.kernel_size, inputs.shape[-1] // self.feature_group_count, self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        outputs = conv2d(inputs, kernel, strides, self.padding)
+        outputs = conv2d(
+            inputs,
+            kernel,
+            _both_ways(self.strides),
+            self.padding,
+            dilation=_both_ways(self.kernel_dilation),
+            groups=self.feature_group_count,
+            lowering=self.lowering,
+        )
         if self.use_bias:
             outputs = outputs + self.param("bias", nn.initializers.zeros, (self.features,))
         return outputs
+
+
+def _both_ways(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value

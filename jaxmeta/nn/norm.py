@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmeta.nn.pool import max_pool_2x2
+
 
 def batch_statistics(inputs: jax.Array, weights: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Compute mean and variance of each channel over examples and positions.
@@ -52,8 +54,14 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, *, train: bool, weights: jax.Array | None = None) -> jax.Array:
-        """Normalise `[examples, ..., channels]`."""
+    def __call__(
+        self, inputs: jax.Array, *, train: bool, weights: jax.Array | None = None, pool: bool = False
+    ) -> jax.Array:
+        """Normalise `[examples, ..., channels]`; with `pool`, give the 2x2 maximum of the result.
+
+        The maximum is then taken first, of the inputs, or of their negatives where the scale is
+        negative: the same numbers for a quarter of the work, since normalising keeps their order.
+        """
         shape = inputs.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
@@ -65,4 +73,7 @@ class BatchNorm(nn.Module):
                 kept_mean.value, kept_variance.value = mean, variance
         else:
             mean, variance = kept_mean.value, kept_variance.value
+        if pool:
+            sign = jax.lax.stop_gradient(jnp.where(scale < 0, -1, 1).astype(inputs.dtype))
+            inputs = sign * max_pool_2x2(sign * inputs)
         return (inputs - mean) * (jax.lax.rsqrt(variance + self.epsilon) * scale) + bias

@@ -1,0 +1,277 @@
+"""The ways of computing a convolution and its two gradients.
+
+Each way is a function of two of input `[examples, height, width, channels]`, kernel
+`[window_height, window_width, channels / groups, features]` and output `[examples, out_height,
+out_width, features]`, in this order, that gives the third. A leading task axis on both is a
+`vmap`, or a loop over tasks where the backend is faster with one.
+"""
+
+import functools
+import math
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta.nn.winograd import winograd_kernel, winograd_output
+
+ROLES = ("input", "kernel", "output")
+IMAGE_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+# On two cores, 3x3 on 14x14 images: with 64 channels Winograd takes 0.7 of the time of patches, with 32 about 0.9.
+WINOGRAD_CHANNELS = 32
+# Of patches or tiles that are made at once on a CPU.
+CACHE_BYTES = 5 * 2**20
+
+
+class Geometry(NamedTuple):
+    """The sizes of a convolution that its operands need not show."""
+
+    size: tuple[int, ...]
+    window: tuple[int, ...]
+    strides: tuple[int, ...] = (1, 1)
+    padding: tuple[tuple[int, ...], ...] = ((0, 0), (0, 0))
+    dilation: tuple[int, ...] = (1, 1)
+    groups: int = 1
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        """Height and width of the output."""
+        spans = ((window - 1) * dilation + 1 for window, dilation in zip(self.window, self.dilation, strict=True))
+        sizes = zip(self.size, self.padding, spans, self.strides, strict=True)
+        height, width = ((size + sum(padding) - span) // stride + 1 for size, padding, span, stride in sizes)
+        return height, width
+
+
+def result_shape(first: tuple, second: tuple, missing: str, geometry: Geometry) -> tuple[int, ...]:
+    """The shape of the missing role; a task axis of the operands is kept."""
+    tasks, first, second = first[:-4], first[-4:], second[-4:]
+    if missing == "output":
+        return *tasks, first[0], *geometry.out_size, second[3]
+    if missing == "input":
+        return *tasks, second[0], *geometry.size, first[2] * geometry.groups
+    return *tasks, *geometry.window, first[3] // geometry.groups, second[3]
+
+
+def by_xla(first, second, missing, geometry, precision):
+    """XLA's own convolution and the gradients that JAX derives from it."""
+
+    def convolve(inputs, kernel):
+        return jax.lax.conv_general_dilated(
+            inputs,
+            kernel,
+            geometry.strides,
+            geometry.padding,
+            rhs_dilation=geometry.dilation,
+            dimension_numbers=IMAGE_DIMENSIONS,
+            feature_group_count=geometry.groups,
+            precision=precision,
+        )
+
+    return _by_transposes(convolve, first, second, missing, geometry)
+
+
+def patches_of(inputs: jax.Array, geometry: Geometry) -> jax.Array:
+    """The inputs under the window at each output position, `[..., window * channels]`, the channel fastest."""
+    padded = jnp.pad(inputs, ((0, 0), *geometry.padding, (0, 0)))
+    examples, channels = inputs.shape[0], inputs.shape[3]
+    (stride_down, stride_right), (height, width) = geometry.strides, geometry.out_size
+    columns = []
+    for row in range(0, geometry.window[0] * geometry.dilation[0], geometry.dilation[0]):
+        for column in range(0, geometry.window[1] * geometry.dilation[1], geometry.dilation[1]):
+            stop = (row + (height - 1) * stride_down + 1, column + (width - 1) * stride_right + 1)
+            strides = (1, stride_down, stride_right, 1)
+            columns.append(jax.lax.slice(padded, (0, row, column, 0), (examples, *stop, channels), strides))
+    return jnp.concatenate(columns, axis=-1)
+
+
+def by_patches(first, second, missing, geometry, precision):
+    """Patches and one matrix product."""
+    if missing == "output":
+        patches = patches_of(first, geometry)
+        flat = jnp.matmul(
+            patches.reshape(-1, patches.shape[-1]), second.reshape(-1, second.shape[-1]), precision=precision
+        )
+        return flat.reshape(*patches.shape[:-1], second.shape[-1])
+    if missing == "kernel":
+        patches, output = patches_of(first, geometry), second.reshape(-1, second.shape[-1])
+        flat = jnp.matmul(patches.reshape(-1, patches.shape[-1]).T, output, precision=precision)
+        return flat.reshape(*geometry.window, first.shape[-1], second.shape[-1])
+    if flipped := turned(geometry):
+        return by_patches(second, turned_kernel(first), "output", flipped, precision)
+    like = jax.ShapeDtypeStruct(result_shape(first.shape, second.shape, missing, geometry), first.dtype)
+    kernel = first.reshape(-1, first.shape[-1])
+    patches = jnp.matmul(second, kernel.T, precision=precision)
+    return jax.linear_transpose(lambda inputs: patches_of(inputs, geometry), like)(patches)[0]
+
+
+def turned(geometry: Geometry) -> Geometry | None:
+    """The convolution of the output that gives the input's gradient; None where strides forbid one."""
+    spans = [(window - 1) * dilation for window, dilation in zip(geometry.window, geometry.dilation, strict=True)]
+    (top, bottom), (left, right) = geometry.padding
+    padding = ((spans[0] - top, spans[0] - bottom), (spans[1] - left, spans[1] - right))
+    if geometry.strides != (1, 1) or min(*padding[0], *padding[1]) < 0:
+        return None
+    return geometry._replace(size=geometry.out_size, padding=padding)
+
+
+def turned_kernel(kernel: jax.Array) -> jax.Array:
+    """The kernel turned by half a turn, with channels and features exchanged."""
+    return jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
+
+
+def by_winograd(first, second, missing, geometry, precision):
+    """Winograd's F(2x2, 3x3): 2.25 times fewer multiplications than the definition."""
+    if missing == "kernel":
+        return winograd_kernel(first, second, geometry.padding, precision)
+    if missing == "input" and (back := turned(geometry)):
+        return winograd_output(second, turned_kernel(first), back.padding, precision)
+    return winograd_output(first, second, geometry.padding, precision)
+
+
+def by_shifts(first, second, missing, geometry, precision):
+    """One shifted product for each place of the window, for kernels that do not mix channels (depthwise)."""
+    del precision  # There is no matrix product.
+
+    def convolve(inputs, kernel):
+        examples, channels = inputs.shape[0], inputs.shape[3]
+        patches = patches_of(inputs, geometry).reshape(examples, *geometry.out_size, -1, channels, 1)
+        taps = kernel.reshape(-1, channels, kernel.shape[3] // channels)
+        products = [patches[..., place, :, :] * taps[place] for place in range(len(taps))]
+        return functools.reduce(jnp.add, products).reshape(examples, *geometry.out_size, -1)
+
+    return _by_transposes(convolve, first, second, missing, geometry)
+
+
+def _by_transposes(convolve, first, second, missing, geometry):
+    """Contract by a convolution, or by what JAX derives from it."""
+    if missing == "output":
+        return convolve(first, second)
+    like = jax.ShapeDtypeStruct(result_shape(first.shape, second.shape, missing, geometry), first.dtype)
+    if missing == "input":
+        return jax.linear_transpose(lambda inputs: convolve(inputs, first), like)(second)[0]
+    return jax.linear_transpose(lambda kernel: convolve(first, kernel), like)(second)[0]
+
+
+def _tasks_in_turn(contract):
+    return lambda first, second: jax.lax.map(lambda pair: contract(*pair), (first, second))
+
+
+class Lowering(NamedTuple):
+    """A way of computing.
+
+    Attributes:
+      contract: `(first, second, missing, geometry, precision) -> missing role`, of one task.
+      covers: `(geometry, channels)`: whether it computes these.
+      over_tasks: How tasks with kernels of their own go through it.
+      growth: `(geometry)`: how many numbers of a channel it makes out of one image, if many.
+    """
+
+    contract: Callable[..., jax.Array]
+    covers: Callable[[Geometry, int], bool]
+    over_tasks: Callable[[Callable], Callable] = jax.vmap
+    growth: Callable[[Geometry], int] | None = None
+
+
+LOWERINGS = {
+    "xla": Lowering(by_xla, lambda geometry, channels: True),
+    "xla_in_turn": Lowering(by_xla, lambda geometry, channels: True, _tasks_in_turn),
+    "patches": Lowering(
+        by_patches,
+        lambda geometry, channels: geometry.groups == 1,
+        growth=lambda geometry: math.prod(geometry.window) * math.prod(geometry.out_size),
+    ),
+    "winograd": Lowering(
+        by_winograd,
+        lambda geometry, channels: _is_winograd(geometry),
+        growth=lambda geometry: 4 * math.prod(geometry.out_size),
+    ),
+    "shifts": Lowering(by_shifts, lambda geometry, channels: geometry.groups == channels > 1),
+}
+
+
+def _is_winograd(geometry):
+    plain = geometry.groups == 1 and geometry.strides == geometry.dilation == (1, 1)
+    return plain and geometry.window == (3, 3) and turned(geometry) is not None
+
+
+def choose_lowering(platform: str, geometry: Geometry, channels: int, features: int, per_task: bool) -> str:
+    """Choose the way that was fastest where it was measured.
+
+    Args:
+      platform: "cpu", "cuda", "rocm", "tpu" or "other".
+      geometry: Window, strides, padding, dilation, groups.
+      channels: Of the input.
+      features: Of the output.
+      per_task: Whether every task has a kernel of its own.
+
+    Returns:
+      A key of `LOWERINGS` that covers the geometry.
+
+    Example:
+      >>> geometry = Geometry((14, 14), (3, 3), padding=((1, 1), (1, 1)))
+      >>> choose_lowering("cpu", geometry, 64, 64, True), choose_lowering("cuda", geometry, 64, 64, False)
+      ('winograd', 'xla')
+    """
+    if LOWERINGS["shifts"].covers(geometry, channels):
+        return "shifts"
+    if geometry.groups > 1:
+        return "xla_in_turn" if platform == "cpu" else "xla"
+    if platform != "cpu" and not per_task:
+        return "xla"
+    # Of few channels the transforms cost more than the products that they save.
+    if platform == "cpu" and min(channels, features) >= WINOGRAD_CHANNELS and _is_winograd(geometry):
+        return "winograd"
+    return "patches"
+
+
+def contract_by(lowering: str, platform: str, first, second, missing: str, geometry: Geometry, precision):
+    """Contract two roles to the missing one, by a way of the table or by the one that suits ("auto")."""
+    features = second.shape[-1]
+    channels = first.shape[-2] * geometry.groups if missing == "input" else first.shape[-1]
+    if lowering == "auto":
+        lowering = choose_lowering(platform, geometry, channels, features, first.ndim == 5)
+    elif not LOWERINGS[lowering].covers(geometry, channels):
+        _say_once(lowering, geometry)
+        lowering = "xla_in_turn" if platform == "cpu" else "xla"
+    way = LOWERINGS[lowering]
+
+    def contract(first, second):
+        return way.contract(first, second, missing, geometry, precision)
+
+    if platform == "cpu" and way.growth is not None:
+        contract = _in_blocks(contract, missing, way.growth(geometry) * channels * first.dtype.itemsize)
+    return contract(first, second) if first.ndim == 4 else way.over_tasks(contract)(first, second)
+
+
+def _in_blocks(contract, missing, bytes_per_example):
+    """Go through the examples in blocks whose patches or tiles stay in the cache: memory is the slower part."""
+
+    def in_blocks(first, second):
+        examples = (second if missing == "input" else first).shape[0]
+        fitting = max(1, CACHE_BYTES // bytes_per_example)
+        block = max(size for size in range(1, min(examples, fitting) + 1) if examples % size == 0)
+        # Little more than the cache is not worth a loop, nor are examples without a divisor near what fits.
+        if examples < 4 * fitting or 4 * block < fitting:
+            return contract(first, second)
+
+        def blocks(images):
+            return images.reshape(-1, block, *images.shape[1:])
+
+        if missing == "kernel":
+            zeros = jnp.zeros_like(jax.eval_shape(contract, first, second))
+            pairs = (blocks(first), blocks(second))
+            return jax.lax.scan(lambda total, pair: (total + contract(*pair), None), zeros, pairs)[0]
+        if missing == "input":
+            images = jax.lax.map(lambda image: contract(first, image), blocks(second))
+        else:
+            images = jax.lax.map(lambda image: contract(image, second), blocks(first))
+        return images.reshape(examples, *images.shape[2:])
+
+    return in_blocks
+
+
+@functools.cache
+def _say_once(lowering, geometry):
+    warnings.warn(f"The lowering {lowering!r} does not cover {geometry}; XLA's own convolution is used.", stacklevel=2)
