@@ -7,6 +7,9 @@ from jax import export
 
 import jaxmeta as jm
 
+# Every row of two tables for two platforms is mostly compilation; `-m slow` runs it.
+pytestmark = pytest.mark.slow
+
 SOURCE = jm.task_source(jm.load_sinusoid(), "train", jm.EpisodeSpec(1, 3, 3))
 OPTIMIZER = optax.adam(1e-3)
 # What a strategy needs to serve the loop at all.
