@@ -20,10 +20,10 @@ from jaxmeta.config import DEFAULT_PRESETS, PRESETS, Config, ConfigError, check_
 from jaxmeta.data import DATASETS, DataError
 from jaxmeta.data.pools import cache_dir
 from jaxmeta.inner import INNER_OPTIMIZERS
-from jaxmeta.machine import open_mesh
+from jaxmeta.machine import Machine, open_mesh
 from jaxmeta.metagrad import ESTIMATORS, METAGRADS
 from jaxmeta.models import MODELS
-from jaxmeta.options import BenchOptions, EvaluateOptions, SweepOptions, TrainOptions
+from jaxmeta.options import BenchOptions, EvaluateOptions, PlanOptions, SweepOptions, TrainOptions
 from jaxmeta.processes import is_first, is_joined, leave
 
 USAGE = """\
@@ -33,6 +33,7 @@ Learning to learn on images, with exact second-order meta-gradients.
 
 commands:
   train [PRESET]   meta-train into a run folder and print its accuracy on held-out classes
+  plan [PRESET]    time the ways of computing a run's step on this machine
   evaluate RUN     judge a run's best checkpoint
   bench [LOAD ...] measure what a meta-step costs on this machine
   list             what there is: presets, datasets, algorithms, strategies, models
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
       The exit code.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"train": _train, "evaluate": _evaluate, "bench": _bench, "list": _list}
+    commands = {"train": _train, "plan": _plan, "evaluate": _evaluate, "bench": _bench, "list": _list}
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(USAGE, end="")
@@ -115,15 +116,44 @@ def _train(arguments: list[str]) -> None:
     out = place.out or _default_out(config)
     try:
         if several:
+            if options.machine.plan != Machine.plan or options.machine.memory_mib is not None:
+                raise ConfigError("--plan and --memory-mib are for a single run: leave them out, or --seeds.")
             if place.resume:
                 raise ConfigError("--seeds and --inner-lrs begin anew; each of their runs can be resumed by itself.")
             return _print_result(train_sweep(config, out, **vars(options.sweep), mesh=mesh))
-        result = train_run(config, out, resume=place.resume, mesh=mesh)
+        limits = {"search": options.machine.plan == "auto", "memory_mib": options.machine.memory_mib}
+        result = train_run(config, out, resume=place.resume, mesh=mesh, **limits)
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         raise KeyboardInterrupt from stopped
     if is_first():
         _print_result(result)
+
+
+def _plan(arguments: list[str]) -> None:
+    from jaxmeta.planning import show_plan
+
+    preset, rest = _split_preset(arguments)
+    options = tyro.cli(
+        PlanOptions,
+        args=rest,
+        default=PlanOptions(PRESETS[preset]),
+        prog="jaxmeta plan [PRESET]",
+        description=f"Time the ways of computing a step of a run here, and show which is chosen; nothing is trained. "
+        f"Presets: {', '.join(PRESETS)}. Defaults below are those of {preset}.",
+    )
+    check_config(options.config)
+    mesh = open_mesh(options.machine, options.config.tasks)
+    table = show_plan(
+        options.config,
+        mesh=mesh,
+        search=options.machine.plan == "auto",
+        memory_mib=options.machine.memory_mib,
+        lowerings=options.lowerings,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    if is_first():
+        print(table)
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -141,6 +171,7 @@ def _evaluate(arguments: list[str]) -> None:
         split=options.split,
         latest=options.latest,
         data_dir=options.data_dir,
+        mesh=open_mesh(Machine(), 1000),
     )
     for step in result["damaged_checkpoints"]:
         print(f"checkpoint of step {step} is damaged and was passed over", file=sys.stderr)

@@ -1,13 +1,19 @@
 """What a run is computed on: from options to a mesh, in one process or several."""
 
+import contextlib
 import dataclasses
+import os
 
 import jax
 from jax.sharding import Mesh
 
-from jaxmeta.config import ConfigError
+from jaxmeta.config import ConfigError, check_name
 from jaxmeta.devices import make_mesh
-from jaxmeta.processes import join_processes
+from jaxmeta.processes import is_joined, join_processes
+
+PLANS = ("quick", "auto")
+# More threads than this were never of use, and a slip of the finger should not start thousands.
+MOST_CPU_DEVICES = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +26,9 @@ class Machine:
       coordinator: HOST:PORT of process 0, to train in several processes; auto: ask SLURM, Open MPI or the pod.
       num_processes: How many processes there are; each is started with the same options.
       process_id: Which of the processes this is, from 0.
+      plan: How a step is computed, in which chunks of tasks and what of the inner loop is kept: quick takes the first
+        way that fits in memory; auto times the ways before the run, and takes the fastest that fits.
+      memory_mib: MiB that a device may use; None: what is at hand.
     """
 
     devices: int | None = None
@@ -27,6 +36,8 @@ class Machine:
     coordinator: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
+    plan: str = "quick"
+    memory_mib: int | None = None
 
 
 def open_mesh(machine: Machine, tasks: int) -> Mesh | None:
@@ -43,7 +54,9 @@ def open_mesh(machine: Machine, tasks: int) -> Mesh | None:
       ConfigError: for options that do not go together, or devices that are not there.
       OSError: if the processes do not meet.
     """
+    _check(machine)
     _join(machine)
+    _divide_cpu(machine, tasks)
     devices, at_hand = machine.devices, len(jax.devices())
     if jax.process_count() > 1 and devices not in (None, at_hand):
         raise ConfigError(f"--devices must be all {at_hand} of the processes together, or left out; given {devices}.")
@@ -56,6 +69,26 @@ def open_mesh(machine: Machine, tasks: int) -> Mesh | None:
     except ValueError as error:
         raise ConfigError(f"--devices {devices} --model-devices {machine.model_devices}: {error}") from error
     return mesh if mesh.size > 1 else None
+
+
+def _check(machine: Machine) -> None:
+    check_name("plan", machine.plan, PLANS)
+    if machine.memory_mib is not None and machine.memory_mib < 1:
+        raise ConfigError(f"--memory-mib must be at least 1; given {machine.memory_mib}.")
+
+
+def _divide_cpu(machine: Machine, tasks: int) -> None:
+    """Let each core of a CPU be a device with tasks of its own: XLA runs much of a step on one core only."""
+    said = (
+        "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices > 0
+    )
+    if said or is_joined():
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    devices = min(cores, tasks * max(machine.model_devices, 1)) if machine.devices is None else machine.devices
+    # Where JAX is at work already its devices are what they are.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", min(max(devices, 1), MOST_CPU_DEVICES))
 
 
 def _join(machine: Machine) -> None:

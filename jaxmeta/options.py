@@ -61,3 +61,14 @@ class TrainOptions:
     place: tyro.conf.OmitArgPrefixes[RunOptions] = RunOptions()
     machine: tyro.conf.OmitArgPrefixes[Machine] = Machine()
     sweep: tyro.conf.OmitArgPrefixes[SweepOptions] = SweepOptions()
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """Time the ways of computing a step of a run here, and show which is chosen; nothing is trained."""
+
+    config: tyro.conf.OmitArgPrefixes[Config]
+    machine: tyro.conf.OmitArgPrefixes[Machine] = Machine(plan="auto")
+    lowerings: Annotated[
+        bool, tyro.conf.arg(help="First measure how each convolution is computed best here, for all later runs.")
+    ] = False

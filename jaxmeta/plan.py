@@ -1,4 +1,9 @@
-"""How much is computed at once."""
+"""How much is computed at once, and what of an inner loop is kept: by what fits in memory, and by what is fastest."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -6,6 +11,56 @@ import jax
 # a task: with 64 filters 0.20 s a step for single tasks and 0.15 s for chunks of 2, 4 or 8; with 32
 # filters 0.050 s for chunks of 2, 0.037 s for 8 and 0.034 s for 16.
 CPU_CHUNK_INPUTS = 65536
+# Strategies that give the gradient of `unrolled`, with less and less that is kept.
+SAME_GRADIENT = ("unrolled", "mixed_mode", "remat", "remat_group")
+# Of the memory at hand; the rest is for what is not in a program: data on its way, the runtime itself.
+SHARE_OF_MEMORY = 0.85
+
+
+class Candidate(NamedTuple):
+    """One way of computing a step.
+
+    Attributes:
+      metagrad: A key of `METAGRADS`.
+      task_chunk: Tasks computed at once on a device.
+    """
+
+    metagrad: str
+    task_chunk: int
+
+
+class Measured(NamedTuple):
+    """What a candidate needs on each device.
+
+    Attributes:
+      candidate: The candidate.
+      num_bytes: Of its program, by XLA's memory analysis: arguments, results and temporaries.
+      compile_seconds: Tracing and compilation.
+      step_seconds: Of one step; None where it was not run.
+    """
+
+    candidate: Candidate
+    num_bytes: int
+    compile_seconds: float
+    step_seconds: float | None
+
+
+class Plan(NamedTuple):
+    """What was chosen, and among what.
+
+    Attributes:
+      chosen: The candidate to use.
+      tried: Every candidate that was compiled, in the order in which they were.
+      budget: Bytes that a device may use; None if that is not known.
+    """
+
+    chosen: Candidate
+    tried: tuple[Measured, ...]
+    budget: int | None
+
+
+class DoesNotFit(ValueError):
+    """No way of computing the step fits in the memory that there is."""
 
 
 def choose_task_chunk(num_tasks: int, inputs_per_task: int, *, backend: str | None = None) -> int:
@@ -29,5 +84,206 @@ def choose_task_chunk(num_tasks: int, inputs_per_task: int, *, backend: str | No
     backend = jax.default_backend() if backend is None else backend
     if backend != "cpu":
         return num_tasks
-    divisors = (size for size in range(1, num_tasks + 1) if num_tasks % size == 0)
-    return max(size for size in divisors if size == 1 or size * inputs_per_task <= CPU_CHUNK_INPUTS)
+    return max(size for size in divisors(num_tasks) if size == 1 or size * inputs_per_task <= CPU_CHUNK_INPUTS)
+
+
+def divisors(number: int) -> list[int]:
+    """List what divides a number, from 1 to itself."""
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def program_bytes(program: jax.stages.Compiled) -> int:
+    """Tell the bytes that a compiled program needs on each device: arguments, results and temporaries.
+
+    Args:
+      program: Compiled, as by `compile_steps`.
+
+    Returns:
+      Bytes, by XLA's memory analysis; what is donated counts once. 0 where a backend has no analysis.
+
+    Example:
+      >>> program_bytes(jax.jit(lambda x: x + 1).lower(jax.numpy.ones(256)).compile()) >= 2048
+      True
+    """
+    memory = program.memory_analysis()
+    if memory is None:
+        return 0
+    whole = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return whole - memory.alias_size_in_bytes
+
+
+def memory_at_hand() -> int | None:
+    """Tell how many bytes a program may use on each device now.
+
+    Returns:
+      On an accelerator what its allocator may still hand out; on a CPU what the system, and the
+      container's limit, leave to each of the devices it stands for. None where neither says.
+
+    Example:
+      >>> memory_at_hand() is None or memory_at_hand() > 0
+      True
+    """
+    device = jax.local_devices()[0]
+    statistics = device.memory_stats() or {}
+    if "bytes_limit" in statistics:
+        free = statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
+    elif device.platform == "cpu" and (available := _system_memory()) is not None:
+        free = available // len(jax.local_devices())
+    else:
+        return None
+    return int(SHARE_OF_MEMORY * free)
+
+
+def _system_memory() -> int | None:
+    meminfo, limit, used = (
+        Path("/proc/meminfo"),
+        Path("/sys/fs/cgroup/memory.max"),
+        Path("/sys/fs/cgroup/memory.current"),
+    )
+    if meminfo.exists():
+        line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
+        available = int(line.split()[1]) * 1024
+        if limit.exists() and limit.read_text().strip().isdigit():
+            available = min(available, int(limit.read_text()) - int(used.read_text()))
+        return available
+    if "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return None
+
+
+def fit_plan(
+    measure: Callable[[Candidate], Measured], wanted: Candidate, *, budget: int | None, others: Sequence[str] = ()
+) -> Plan:
+    """Take what is wanted if it fits in memory, else the next smaller that does.
+
+    First the chunk is halved, or what comes nearest among its divisors, then the strategy changed for
+    one that keeps less.
+
+    Args:
+      measure: Compiles a candidate; need not run it.
+      wanted: What to begin with.
+      budget: Bytes that a device may use; None for no limit.
+      others: Strategies that may take the place of the wanted one.
+
+    Returns:
+      The `Plan`.
+
+    Raises:
+      DoesNotFit: if nothing does; it says by how much, and what would.
+
+    Example:
+      >>> def measure(candidate):
+      ...     return Measured(candidate, 100 * candidate.task_chunk, 0.0, None)
+      >>> fit_plan(measure, Candidate("unrolled", 16), budget=500).chosen.task_chunk
+      4
+    """
+    tried, chunk = [], wanted.task_chunk
+    queue = [wanted]
+    while chunk > 1:
+        chunk = max(size for size in divisors(chunk) if 2 * size <= chunk)
+        queue.append(wanted._replace(task_chunk=chunk))
+    queue += [Candidate(metagrad, 1) for metagrad in others if metagrad != wanted.metagrad]
+    for candidate in queue:
+        tried.append(measure(candidate))
+        if budget is None or tried[-1].num_bytes <= budget:
+            return Plan(candidate, tuple(tried), budget)
+    assert budget is not None
+    least = min(tried, key=lambda one: one.num_bytes)
+    raise DoesNotFit(
+        f"A step needs {mib(least.num_bytes)} on each device even with --task-chunk {least.candidate.task_chunk} "
+        f"--metagrad {least.candidate.metagrad}, and {mib(budget)} may be used: {mib(least.num_bytes - budget)} too "
+        "much. Use fewer queries, filters or inner steps, or a device with that much memory (--memory-mib)."
+    )
+
+
+def fastest_plan(
+    measure: Callable[[Candidate], Measured],
+    wanted: Candidate,
+    *,
+    num_tasks: int,
+    budget: int | None,
+    others: Sequence[str] = (),
+) -> Plan:
+    """Search for the fastest candidate that fits, from what is wanted on.
+
+    The chunk goes up and down among the divisors of the tasks, about by half, while steps
+    become faster; with the best chunk the strategies are tried. What does not fit is not run.
+
+    Args:
+      measure: Compiles a candidate, and runs it if it is within the budget.
+      wanted: What to begin with.
+      num_tasks: Tasks in a step on each device.
+      budget: Bytes that a device may use; None for no limit.
+      others: Strategies that may take the place of the wanted one.
+
+    Returns:
+      The `Plan`.
+
+    Raises:
+      DoesNotFit: if nothing does.
+
+    Example:
+      >>> def measure(candidate):
+      ...     return Measured(candidate, 100 * candidate.task_chunk, 0.0, 1.0 / candidate.task_chunk)
+      >>> fastest_plan(measure, Candidate("unrolled", 2), num_tasks=16, budget=500).chosen
+      Candidate(metagrad='unrolled', task_chunk=4)
+    """
+    tried = list(fit_plan(measure, wanted, budget=budget, others=others).tried)
+    best = tried[-1]
+
+    def better(candidate: Candidate) -> bool:
+        nonlocal best
+        if any(one.candidate == candidate for one in tried):
+            return False
+        tried.append(measure(candidate))
+        if tried[-1].step_seconds is None or tried[-1].step_seconds >= (best.step_seconds or 0.0):
+            return False
+        best = tried[-1]
+        return True
+
+    for next_chunk in (_twice, _half):
+        chunk: int | None = best.candidate.task_chunk
+        while (chunk := next_chunk(chunk, num_tasks)) and better(best.candidate._replace(task_chunk=chunk)):
+            pass
+    for metagrad in others:
+        better(best.candidate._replace(metagrad=metagrad))
+    return Plan(best.candidate, tuple(tried), budget)
+
+
+def _twice(chunk: int, num_tasks: int) -> int | None:
+    return min((size for size in divisors(num_tasks) if size >= 2 * chunk), default=None)
+
+
+def _half(chunk: int, num_tasks: int) -> int | None:
+    return max((size for size in divisors(num_tasks) if 2 * size <= chunk), default=None)
+
+
+def plan_table(plan: Plan) -> str:
+    """Write a plan as a Markdown table, with what was chosen and why.
+
+    Args:
+      plan: The plan.
+
+    Returns:
+      Markdown.
+
+    Example:
+      >>> one = Measured(Candidate("unrolled", 8), 3 * 2**20, 1.0, 0.5)
+      >>> print(plan_table(Plan(one.candidate, (one,), None)).splitlines()[2])
+      | unrolled | 8 | 3 | 1.0 | 0.5000 | chosen |
+    """
+    lines = ["| metagrad | task chunk | MiB a device | compile s | s a step | |", "| --- " * 6 + "|"]
+    for one in plan.tried:
+        step = "-" if one.step_seconds is None else f"{one.step_seconds:.4f}"
+        too_large = plan.budget is not None and one.num_bytes > plan.budget
+        verdict = "chosen" if one.candidate == plan.chosen else "does not fit" if too_large else "slower"
+        numbers = f"{one.num_bytes / 2**20:.0f} | {one.compile_seconds:.1f} | {step}"
+        lines.append(f"| {one.candidate.metagrad} | {one.candidate.task_chunk} | {numbers} | {verdict} |")
+    limit = "what a device may use is not known" if plan.budget is None else f"a device may use {mib(plan.budget)}"
+    how = "the fastest that fits" if any(one.step_seconds for one in plan.tried) else "the first that fits"
+    return "\n".join([*lines, "", f"Chosen: {how}; {limit}."])
+
+
+def mib(num_bytes: float) -> str:
+    """Write bytes as whole MiB, rounded up: what is short by a byte is short."""
+    return f"{-(-num_bytes // 2**20):.0f} MiB"

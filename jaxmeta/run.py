@@ -18,8 +18,10 @@ from jaxmeta import checkpoint, processes
 from jaxmeta.base import Evaluation, TrainState
 from jaxmeta.config import Config, ConfigError, to_json
 from jaxmeta.folder import open_log, read_config, refuse_existing, truncate_rows, write_atomically, write_config
+from jaxmeta.plan import Plan, plan_table
+from jaxmeta.planning import plan_run
 from jaxmeta.report import Reporter
-from jaxmeta.train import fit, init_train_state
+from jaxmeta.train import fit
 from jaxmeta.workspace import (
     Workspace,
     draw,
@@ -27,6 +29,7 @@ from jaxmeta.workspace import (
     find_lowering,
     judge,
     keep_lowerings,
+    make_state,
     open_workspace,
     state_like,
     trace_judgement,
@@ -41,7 +44,15 @@ class Interrupted(Exception):
     """The run was asked to stop, and has saved its state."""
 
 
-def train_run(config: Config, out: Path, *, resume: bool = False, mesh: Mesh | None = None) -> dict[str, Any]:
+def train_run(
+    config: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    mesh: Mesh | None = None,
+    search: bool = False,
+    memory_mib: int | None = None,
+) -> dict[str, Any]:
     """Train into a folder, or go on where a run there stopped; then judge the best checkpoint.
 
     Convolutions are computed as the table says that was measured on this kind of device, if there is one; the ways that
@@ -52,6 +63,9 @@ def train_run(config: Config, out: Path, *, resume: bool = False, mesh: Mesh | N
       out: The run's folder.
       resume: Continue the run that is there.
       mesh: Devices to divide the tasks among, of all processes that call this; None for one.
+      search: Time the ways of computing a step first, and take the fastest; a run that goes on keeps its own.
+      memory_mib: MiB that a device may use; None for what is at hand. A step that needs more is computed in
+        smaller chunks of tasks.
 
     Returns:
       The result, as `jaxmeta train` prints it.
@@ -70,21 +84,12 @@ def train_run(config: Config, out: Path, *, resume: bool = False, mesh: Mesh | N
     workspace = open_workspace(config, mesh, find_lowering(out if resume else None))
     config = workspace.config
     key_init, key_train = jax.random.split(jax.random.key(config.seed))
-    make_state = partial(
-        init_train_state,
-        key_init,
-        workspace.parts.learner,
-        workspace.parts.optimizer,
-        workspace.sources["train"],
-        num_tasks=config.tasks,
-        estimator=workspace.parts.estimator,
-    )
-    cases = {**trace_step(workspace), **trace_judgement(workspace)}
-    train_state, spent, said = _first_state(out, make_state, config, resume)
+    begin = partial(make_state, workspace, key_init)
+    trace_step(workspace)
+    train_state, spent, said = _first_state(out, begin, config, resume)
     began -= spent
-    processes.on_first(partial(write_config, out, config))
-    processes.on_first(partial(keep_lowerings, out, cases, workspace.lowering))
     if finished := _finished(out, train_state, config):
+        processes.on_first(partial(write_config, out, config))
         if processes.is_first():
             print("the run is finished: nothing was left to do", file=sys.stderr)
         return finished
@@ -92,8 +97,11 @@ def train_run(config: Config, out: Path, *, resume: bool = False, mesh: Mesh | N
     with Reporter(config.steps, int(train_state.step), silent=silent) as reporter, stop_on_signal() as stop:
         for line in said:
             reporter.say(line)
+        limits = {"search": search and not resume, "memory_mib": memory_mib}
+        workspace, program, plan = plan_run(workspace, begin, key_train, mesh=mesh, say=reporter.say, **limits)
+        processes.on_first(partial(_keep, out, workspace, plan))
         try:
-            train_state = _train(out, workspace, train_state, key_train, reporter, stop, began, mesh)
+            train_state = _train(out, workspace, train_state, key_train, reporter, stop, began, mesh, program)
         except FloatingPointError as error:
             good = checkpoint.checkpoint_steps(out / "checkpoints")
             kept = f"There was no checkpoint yet: delete {out} or choose another --out."
@@ -118,6 +126,7 @@ def evaluate_run(
     split: str = "test",
     latest: bool = False,
     data_dir: Path | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Judge a run's best checkpoint on held-out tasks.
 
@@ -128,6 +137,7 @@ def evaluate_run(
       split: "test", "validation" or "train".
       latest: Judge the latest checkpoint instead.
       data_dir: Where the data is now; None for the run's own.
+      mesh: Devices that share the tasks; None for one.
 
     Returns:
       The result, as `jaxmeta evaluate` prints it.
@@ -140,18 +150,18 @@ def evaluate_run(
     config = read_config(out)
     changes = {"eval_episodes": episodes, "eval_inner_steps": inner_steps, "data_dir": data_dir}
     config = dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
-    workspace = open_workspace(config, lowering=find_lowering(out))
+    workspace = open_workspace(config, mesh, find_lowering(out))
     restored = checkpoint.restore(out / "checkpoints", state_like(workspace), best=not latest)
     result = judge(workspace, restored.train_state, out, split=split)
     return result | {"damaged_checkpoints": list(restored.damaged)}
 
 
-def _first_state(out: Path, make_state, config: Config, resume: bool) -> tuple[TrainState, float, list[str]]:
+def _first_state(out: Path, begin, config: Config, resume: bool) -> tuple[TrainState, float, list[str]]:
     """Make the state to begin from; tell the seconds already spent on the run, and where it comes from."""
     if not resume or not checkpoint.checkpoint_steps(out / "checkpoints"):
         processes.on_first(partial(truncate_rows, out, 0))
-        return make_state(), 0.0, ["resumed from step 0: there was no checkpoint yet"] if resume else []
-    restored = checkpoint.restore(out / "checkpoints", jax.eval_shape(make_state))
+        return begin(), 0.0, ["resumed from step 0: there was no checkpoint yet"] if resume else []
+    restored = checkpoint.restore(out / "checkpoints", jax.eval_shape(begin))
     if restored.step > config.steps:
         raise ConfigError(f"The run in {out} is at step {restored.step} already; --steps {config.steps} is behind it.")
     said = [f"checkpoint of step {step} is damaged and was passed over" for step in restored.damaged]
@@ -169,8 +179,24 @@ def _finished(out: Path, train_state: TrainState, config: Config) -> dict[str, A
     return None
 
 
+def _keep(out: Path, workspace: Workspace, plan: Plan) -> None:
+    """Write what was chosen; a plan that was searched for is kept too."""
+    write_config(out, workspace.config)
+    keep_lowerings(out, {**trace_step(workspace), **trace_judgement(workspace)}, workspace.lowering)
+    if len(plan.tried) > 1:
+        write_atomically(out / "plan.md", plan_table(plan) + "\n")
+
+
 def _train(
-    out: Path, workspace: Workspace, train_state, key, reporter: Reporter, stop: dict, began: float, mesh: Mesh | None
+    out: Path,
+    workspace: Workspace,
+    train_state,
+    key,
+    reporter: Reporter,
+    stop: dict,
+    began: float,
+    mesh: Mesh | None,
+    program: jax.stages.Compiled,
 ) -> TrainState:
     """Run `fit` with logging, validation and checkpoints in its callback."""
     config, headline = workspace.config, workspace.headline
@@ -222,6 +248,7 @@ def _train(
             steps_per_call=config.log_every,
             callback=callback,
             mesh=mesh,
+            program=program,
         )
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -145,6 +147,7 @@ def fit(
     steps_per_call: int = 10,
     callback: Callable[[TrainState, Metrics], bool | None] | None = None,
     mesh: Mesh | None = None,
+    program: jax.stages.Compiled | None = None,
 ) -> TrainState:
     """Run outer steps on the device until the state's step is `num_steps`.
 
@@ -164,6 +167,7 @@ def fit(
         `[steps]`. Return True to stop. It must not keep the state (copy it instead).
       mesh: As given to `make_train_step`. Each device then draws its own tasks; which they are
         does not depend on the number of devices. The state is put where `place` says.
+      program: From `compile_steps`, called with the same arguments; compiled here if None.
 
     Returns:
       The last `TrainState`.
@@ -183,24 +187,16 @@ def fit(
       >>> int(fit(train_step, train_state, source, key, num_tasks=4, num_steps=30).step)
       30
     """
-    place = {}
-    if mesh is not None:
-        train_state = devices.place(train_state, mesh)
-        source = source._replace(pool=devices.replicate(source.pool, mesh))
-        kept = jax.tree.map(lambda leaf: leaf.sharding, train_state)
-        place["out_shardings"] = kept, NamedSharding(mesh, PartitionSpec())
-
-    @partial(jax.jit, static_argnames="length", donate_argnums=0, **place)
-    def run(train_state, pool, length):
-        step = drawn_step(train_step, source, num_tasks, mesh)
-        return jax.lax.scan(lambda train_state, _: step(train_state, pool, key), train_state, length=length)
-
+    train_state, source = _put(train_state, source, mesh)
+    run = jit_steps(train_step, train_state, source, num_tasks=num_tasks, steps_per_call=steps_per_call, mesh=mesh)
+    run = run if program is None else program
     step = int(train_state.step)
     while step < num_steps:
         # Calls end at multiples of steps_per_call, also after a resume from between two.
         length = min(steps_per_call - step % steps_per_call, num_steps - step)
-        train_state, metrics = run(train_state, source.pool, length)
-        bad = jax.device_get(metrics["nonfinite"]).argmax()
+        train_state, metrics = run(train_state, source.pool, key, np.int32(length))
+        metrics = jax.tree.map(itemgetter(slice(length)), jax.device_get(metrics))
+        bad = metrics["nonfinite"].argmax()
         if metrics["nonfinite"][bad]:
             raise FloatingPointError(
                 f"The loss or its gradient is not a finite number at step {step + int(bad) + 1}. "
@@ -211,6 +207,81 @@ def fit(
         if callback is not None and callback(train_state, metrics):
             break
     return train_state
+
+
+def compile_steps(
+    train_step: TrainStep,
+    train_state: TrainState,
+    source: TaskSource,
+    key: Key,
+    *,
+    num_tasks: int,
+    steps_per_call: int = 10,
+    mesh: Mesh | None = None,
+) -> jax.stages.Compiled:
+    """Compile what `fit` dispatches, without running it: to see what it needs, or to time it.
+
+    Args:
+      train_step: From `make_train_step`.
+      train_state: A state like the one to train, of arrays or of `jax.ShapeDtypeStruct`.
+      source: As in `fit`.
+      key: As in `fit`.
+      num_tasks: As in `fit`.
+      steps_per_call: As in `fit`.
+      mesh: As in `fit`.
+
+    Returns:
+      `(train_state, pool, key, length) -> train_state, metrics`, compiled: length steps, up to
+      steps_per_call. The state is donated.
+
+    Example:
+      >>> import jax, optax
+      >>> from jaxmeta import CRITERIA, EpisodeSpec, load_sinusoid, maml, mlp, task_source
+      >>> learner = maml(mlp(1), inner_optimizer=optax.sgd(0.01), criterion=CRITERIA["regression"])
+      >>> source = task_source(load_sinusoid(), "train", EpisodeSpec(1, 10, 10))
+      >>> key, optimizer = jax.random.key(0), optax.adam(1e-3)
+      >>> train_state = init_train_state(key, learner, optimizer, source, num_tasks=4)
+      >>> program = compile_steps(make_train_step(learner, optimizer), train_state, source, key, num_tasks=4)
+      >>> program.memory_analysis().temp_size_in_bytes > 0
+      True
+    """
+    if mesh is not None:
+        kept = devices.state_shardings(train_state, mesh)
+        train_state = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), train_state, kept
+        )
+        source = source._replace(pool=devices.replicate(source.pool, mesh))
+    run = jit_steps(train_step, train_state, source, num_tasks=num_tasks, steps_per_call=steps_per_call, mesh=mesh)
+    return run.lower(train_state, source.pool, key, np.int32(0)).compile()
+
+
+def jit_steps(train_step: TrainStep, train_state: TrainState, source: TaskSource, *, num_tasks, steps_per_call, mesh):
+    """Make the dispatch of `fit`: how many steps is known only when it runs, so that it is compiled once."""
+    place = {}
+    if mesh is not None:
+        kept = jax.tree.map(lambda leaf: leaf.sharding, train_state)
+        place["out_shardings"] = kept, NamedSharding(mesh, PartitionSpec())
+
+    @partial(jax.jit, donate_argnums=0, **place)
+    def run(train_state, pool, key, length):
+        step = drawn_step(train_step, source, num_tasks, mesh)
+
+        def body(index, carry):
+            train_state, rows = carry
+            train_state, row = step(train_state, pool, key)
+            return train_state, jax.tree.map(lambda rows, row: rows.at[index].set(row), rows, row)
+
+        row = jax.eval_shape(step, train_state, pool, key)[1]
+        rows = jax.tree.map(lambda leaf: jnp.zeros((steps_per_call, *leaf.shape), leaf.dtype), row)
+        return jax.lax.fori_loop(0, length, body, (train_state, rows))
+
+    return run
+
+
+def _put(train_state: TrainState, source: TaskSource, mesh: Mesh | None) -> tuple[TrainState, TaskSource]:
+    if mesh is None:
+        return train_state, source
+    return devices.place(train_state, mesh), source._replace(pool=devices.replicate(source.pool, mesh))
 
 
 def drawn_step(train_step: TrainStep, source: TaskSource, num_tasks: int, mesh: Mesh | None = None):

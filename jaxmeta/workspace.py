@@ -68,10 +68,7 @@ def open_workspace(config: Config, mesh: Mesh | None = None, lowering: str | Low
     if config.task_chunk is None:
         inputs_per_task = episode.support.inputs.size + episode.query.inputs.size
         config = dataclasses.replace(config, task_chunk=choose_task_chunk(config.tasks, inputs_per_task))
-    parts = build(config, dataset, mesh, lowering)
-    evaluator = make_evaluator(
-        parts.learner, parts.criterion, num_steps=config.eval_inner_steps, task_chunk=config.task_chunk or 1, mesh=mesh
-    )
+    parts, evaluator = _build_both(config, dataset, mesh, lowering)
     headline = next(iter(parts.criterion.metrics))
     try:
         norm = norm_in_use(parts, config, episode.support.inputs)
@@ -80,17 +77,30 @@ def open_workspace(config: Config, mesh: Mesh | None = None, lowering: str | Low
     return Workspace(config, dataset, parts, sources, evaluator, headline, norm, lowering)
 
 
+def with_config(workspace: Workspace, config: Config, mesh: Mesh | None = None) -> Workspace:
+    """Build the parts anew for a configuration that computes the same data differently."""
+    parts, evaluator = _build_both(config, workspace.dataset, mesh, workspace.lowering)
+    return workspace._replace(config=config, parts=parts, evaluator=evaluator)
+
+
+def _build_both(config: Config, dataset: Dataset, mesh: Mesh | None, lowering: str | LoweringTable):
+    parts = build(config, dataset, mesh, lowering)
+    chunk = config.task_chunk or 1
+    return parts, make_evaluator(
+        parts.learner, parts.criterion, num_steps=config.eval_inner_steps, task_chunk=chunk, mesh=mesh
+    )
+
+
+def make_state(workspace: Workspace, key: Key) -> TrainState:
+    """Make the training state to begin with."""
+    parts, source = workspace.parts, workspace.sources["train"]
+    num_tasks, estimator = workspace.config.tasks, parts.estimator
+    return init_train_state(key, parts.learner, parts.optimizer, source, num_tasks=num_tasks, estimator=estimator)
+
+
 def state_like(workspace: Workspace) -> TrainState:
     """Give the shapes of a training state."""
-    parts, source, num_tasks = workspace.parts, workspace.sources["train"], workspace.config.tasks
-
-    def make_state():
-        key = jax.random.key(0)
-        return init_train_state(
-            key, parts.learner, parts.optimizer, source, num_tasks=num_tasks, estimator=parts.estimator
-        )
-
-    return jax.eval_shape(make_state)
+    return jax.eval_shape(lambda: make_state(workspace, jax.random.key(0)))
 
 
 def trace_step(workspace: Workspace, members: int | None = None) -> dict[Case, int]:

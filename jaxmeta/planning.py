@@ -1,0 +1,183 @@
+"""A run's plan: its candidates compiled, those that fit timed, and the best put in place."""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxmeta import devices, processes
+from jaxmeta.base import Key, TrainState
+from jaxmeta.bench.lowerings import describe, measure_lowerings
+from jaxmeta.config import Config, ConfigError
+from jaxmeta.folder import load_lowerings, lowerings_file, save_lowerings
+from jaxmeta.plan import (
+    SAME_GRADIENT,
+    Candidate,
+    DoesNotFit,
+    Measured,
+    Plan,
+    fastest_plan,
+    fit_plan,
+    memory_at_hand,
+    plan_table,
+    program_bytes,
+)
+from jaxmeta.train import compile_steps
+from jaxmeta.workspace import (
+    Workspace,
+    find_lowering,
+    make_state,
+    open_workspace,
+    trace_judgement,
+    trace_step,
+    with_config,
+)
+
+# Seconds that a candidate is run for, after a first step.
+RUN_SECONDS = 1.0
+
+
+class Planned(NamedTuple):
+    """A workspace whose step fits, and the program that `fit` runs in it."""
+
+    workspace: Workspace
+    program: jax.stages.Compiled
+    plan: Plan
+
+
+def plan_run(
+    workspace: Workspace,
+    begin: Callable[[], TrainState],
+    key: Key,
+    *,
+    mesh: Mesh | None = None,
+    search: bool = False,
+    memory_mib: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Planned:
+    """Compile a run's step, smaller until it fits in memory; or search for the fastest way that fits.
+
+    What is computed stays the same but for rounding: the chunk of tasks changes, and `unrolled` may
+    become another strategy that gives the same gradient.
+
+    Args:
+      workspace: As the run was configured.
+      begin: Makes the state to begin with.
+      key: Of the run.
+      mesh: Devices that share the tasks.
+      search: Time the candidates, rather than take the first that fits.
+      memory_mib: MiB that a device may use; None for what is at hand.
+      say: Told what is tried.
+
+    Returns:
+      The `Planned`; in several processes the same in each.
+
+    Raises:
+      ConfigError: if nothing fits.
+    """
+    config = workspace.config
+    budget = memory_at_hand() if memory_mib is None else memory_mib * 2**20
+    budget = _agreed(budget)
+    programs: dict[Candidate, jax.stages.Compiled] = {}
+
+    def measure(candidate: Candidate) -> Measured:
+        parts = with_config(workspace, _with(config, candidate), mesh).parts
+        state, source = jax.eval_shape(begin), workspace.sources["train"]
+        clock = time.perf_counter()
+        program = programs[candidate] = compile_steps(
+            parts.train_step, state, source, key, num_tasks=config.tasks, steps_per_call=config.log_every, mesh=mesh
+        )
+        compile_seconds, num_bytes = time.perf_counter() - clock, program_bytes(program)
+        seconds = None
+        if search and (budget is None or num_bytes <= budget):
+            seconds = _time_step(program, begin(), workspace, key, mesh)
+        said = "" if seconds is None else f", {seconds:.4f} s a step"
+        say(
+            f"{candidate.metagrad}, {candidate.task_chunk} tasks at once: compiled in {compile_seconds:.1f} s, "
+            f"{num_bytes / 2**20:.0f} MiB a device{said}"
+        )
+        return Measured(candidate, num_bytes, compile_seconds, seconds)
+
+    wanted = Candidate(config.metagrad, config.task_chunk or 1)
+    others = SAME_GRADIENT if config.metagrad in SAME_GRADIENT and config.estimator == "exact" else ()
+    try:
+        if search:
+            on_device = config.tasks if mesh is None else math.ceil(config.tasks / mesh.shape[devices.TASKS])
+            plan = fastest_plan(measure, wanted, num_tasks=on_device, budget=budget, others=others)
+        else:
+            plan = fit_plan(measure, wanted, budget=budget, others=others)
+    except DoesNotFit as error:
+        raise ConfigError(str(error)) from error
+    return Planned(with_config(workspace, _with(config, plan.chosen), mesh), programs[plan.chosen], plan)
+
+
+def _with(config: Config, candidate: Candidate) -> Config:
+    return dataclasses.replace(config, **candidate._asdict())
+
+
+def _agreed(value):
+    """Give what the first process has: all must decide alike."""
+    return json.loads(processes.from_first(lambda: json.dumps(value)))
+
+
+def _time_step(program, train_state, workspace: Workspace, key: Key, mesh: Mesh | None) -> float:
+    """Give the seconds of a step, the same in every process."""
+    pool = workspace.sources["train"].pool
+    if mesh is not None:
+        train_state, pool = devices.place(train_state, mesh), devices.replicate(pool, mesh)
+    length, seconds = 1, 0.0
+    for _ in range(3):
+        clock = time.perf_counter()
+        train_state, metrics = program(train_state, pool, key, np.int32(length))
+        jax.block_until_ready(metrics)
+        seconds = _agreed(time.perf_counter() - clock) / length
+        length = max(1, min(workspace.config.log_every, round(RUN_SECONDS / seconds)))
+    return seconds
+
+
+def show_plan(
+    config: Config,
+    *,
+    mesh: Mesh | None = None,
+    search: bool = True,
+    memory_mib: int | None = None,
+    lowerings: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> str:
+    """Plan a run without training, and show what was tried.
+
+    Args:
+      config: A checked configuration.
+      mesh: Devices that share the tasks.
+      search: Time the candidates, rather than take the first that fits.
+      memory_mib: MiB that a device may use; None for what is at hand.
+      lowerings: Also measure how each convolution of the step is computed best, as configured and as
+        planned, and keep that for all runs on this kind of device.
+      say: Told what goes on.
+
+    Returns:
+      Markdown.
+
+    Raises:
+      ConfigError: if nothing fits.
+    """
+    workspace = open_workspace(config, mesh, find_lowering())
+    trace_step(workspace)
+    key_init, key_train = jax.random.split(jax.random.key(config.seed))
+    limits = {"mesh": mesh, "search": search, "memory_mib": memory_mib, "say": say}
+    planned = plan_run(workspace, partial(make_state, workspace, key_init), key_train, **limits)
+    if not lowerings:
+        return plan_table(planned.plan)
+    cases = {**trace_step(workspace), **trace_step(planned.workspace), **trace_judgement(planned.workspace)}
+    table, timings = measure_lowerings(cases, say=say)
+    path = lowerings_file(jax.devices()[0].device_kind)
+    earlier = load_lowerings(path)
+    processes.on_first(lambda: save_lowerings(path, table if earlier is None else table.extended(earlier)))
+    return "\n".join([plan_table(planned.plan), "", *map(describe, timings), "", f"Written: {path}"])
