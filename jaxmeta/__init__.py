@@ -64,6 +64,7 @@ from jaxmeta.metagrad import (
 )
 from jaxmeta.metrics import estimate
 from jaxmeta.models import MODELS, conv4, from_function, from_linen, from_nnx, linear, mlp, resnet12
+from jaxmeta.nn import LoweringTable
 from jaxmeta.population import Members, fit_population, init_population, make_population_evaluator, members
 from jaxmeta.train import fit, init_train_state, make_train_step
 
@@ -89,6 +90,7 @@ __all__ = [
     "InnerResult",
     "Loop",
     "LoopInputs",
+    "LoweringTable",
     "Members",
     "MetaGrad",
     "MetaLearner",

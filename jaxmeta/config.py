@@ -18,6 +18,7 @@ from jaxmeta.inner import INNER_OPTIMIZERS
 from jaxmeta.losses import CRITERIA, Criterion
 from jaxmeta.metagrad import ESTIMATORS, METAGRADS
 from jaxmeta.models import MODELS
+from jaxmeta.nn import LoweringTable
 from jaxmeta.train import TrainStep, make_train_step
 
 SCHEDULES = ("constant", "cosine")
@@ -238,13 +239,14 @@ class Parts(NamedTuple):
     train_step: TrainStep
 
 
-def build(config: Config, dataset: Dataset, mesh: Mesh | None = None) -> Parts:
+def build(config: Config, dataset: Dataset, mesh: Mesh | None = None, lowering: str | LoweringTable = "auto") -> Parts:
     """Build the learner, the outer optimiser and the train step.
 
     Args:
       config: A checked configuration with a `task_chunk`.
       dataset: The dataset that it names.
       mesh: Devices to divide the tasks among.
+      lowering: How convolutions are computed, as in `nn.conv2d`; nothing to a model without them.
 
     Returns:
       The `Parts`.
@@ -253,9 +255,10 @@ def build(config: Config, dataset: Dataset, mesh: Mesh | None = None) -> Parts:
       ConfigError: for an inner loop that the strategy cannot serve.
     """
     factory = MODELS[config.model]
-    takes_filters = "filters" in inspect.signature(factory).parameters
+    takes = inspect.signature(factory).parameters
+    options = {"filters": config.filters, "lowering": lowering}
     outputs = config.ways if dataset.kind == "classification" else 1
-    model = factory(outputs, **({"filters": config.filters} if takes_filters else {}))
+    model = factory(outputs, **{name: value for name, value in options.items() if name in takes})
     criterion = CRITERIA[dataset.kind]
     try:
         learner = ALGORITHMS[config.algorithm](

@@ -1,18 +1,22 @@
 """The folder of a run: its configuration, its log, and files that are whole or not there.
 
-config.json    the configuration, with what was chosen automatically
-metrics.jsonl  one row for each logged step and each validation
-checkpoints/   the two latest and the best
+config.json     the configuration, with what was chosen automatically
+lowerings.json  which way each convolution of a step, and of an evaluation, is computed
+metrics.jsonl   one row for each logged step and each validation
+checkpoints/    the two latest and the best
 curves.png, episode.png, result.json   at the end
 """
 
 import contextlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from jaxmeta.config import Config, ConfigError, from_json, to_json
+from jaxmeta.data.pools import cache_dir
+from jaxmeta.nn import LoweringTable
 
 
 def refuse_existing(out: Path) -> None:
@@ -58,6 +62,52 @@ def write_config(out: Path, config: Config) -> None:
     """Write the configuration of a run, and make its folder."""
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "config.json", json.dumps(to_json(config), indent=2) + "\n")
+
+
+def lowerings_file(device_kind: str) -> Path:
+    """Tell where the table of lowerings that was measured on a kind of device is kept.
+
+    Args:
+      device_kind: As JAX names it.
+
+    Returns:
+      A file in the cache; it need not exist.
+
+    Example:
+      >>> lowerings_file("NVIDIA H200").name
+      'lowerings-nvidia-h200.json'
+    """
+    slug = re.sub("[^a-z0-9]+", "-", device_kind.lower()).strip("-")
+    return cache_dir() / f"lowerings-{slug}.json"
+
+
+def save_lowerings(path: Path, table: LoweringTable) -> None:
+    """Write a table of lowerings, and make the folder of its file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(table.to_json(), indent=1) + "\n")
+
+
+def load_lowerings(path: Path) -> LoweringTable | None:
+    """Read a table of lowerings.
+
+    Args:
+      path: A file of `save_lowerings`.
+
+    Returns:
+      The table; None if there is no file.
+
+    Raises:
+      ConfigError: if it is damaged or of another version.
+    """
+    if not path.is_file():
+        return None
+    values = None
+    with contextlib.suppress(UnicodeDecodeError, json.JSONDecodeError):
+        values = json.loads(path.read_text())
+    try:
+        return LoweringTable.from_json(values)
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be used. {error} Or delete it: without it the rule decides.") from error
 
 
 @contextlib.contextmanager

@@ -79,6 +79,28 @@ def on_first(action: Callable[[], Any]) -> None:
         raise OSError("The first process could not go on; its message says why.")
 
 
+def from_first(make: Callable[[], str]) -> str:
+    """Make a text in the first process only, and give it to all.
+
+    Args:
+      make: Makes the text.
+
+    Returns:
+      What it returned in the first process.
+
+    Raises:
+      OSError: in the others, if it failed; in the first, what it raised.
+    """
+    made: list[bytes] = []
+    on_first(lambda: made.append(make().encode()))
+    if jax.process_count() == 1:
+        return made[0].decode()
+    # The others need the length to receive the rest.
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(made[0]) if made else 0)))
+    text = np.frombuffer(made[0], np.uint8) if made else np.zeros(size, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(text)).astype(np.uint8).tobytes().decode()
+
+
 def any_process(flag: bool) -> bool:
     """Tell whether a flag is set in any process, to all of them."""
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.int32(flag)).any())

@@ -20,7 +20,18 @@ from jaxmeta.config import Config, ConfigError, to_json
 from jaxmeta.folder import open_log, read_config, refuse_existing, truncate_rows, write_atomically, write_config
 from jaxmeta.report import Reporter
 from jaxmeta.train import fit, init_train_state
-from jaxmeta.workspace import Workspace, draw, evaluation_key, judge, open_workspace
+from jaxmeta.workspace import (
+    Workspace,
+    draw,
+    evaluation_key,
+    find_lowering,
+    judge,
+    keep_lowerings,
+    open_workspace,
+    state_like,
+    trace_judgement,
+    trace_step,
+)
 
 # The score of a checkpoint that was not validated, or whose validation diverged: never the best.
 NOT_VALIDATED = -1e30
@@ -33,6 +44,9 @@ class Interrupted(Exception):
 def train_run(config: Config, out: Path, *, resume: bool = False, mesh: Mesh | None = None) -> dict[str, Any]:
     """Train into a folder, or go on where a run there stopped; then judge the best checkpoint.
 
+    Convolutions are computed as the table says that was measured on this kind of device, if there is one; the ways that
+    the run takes are kept in its folder, and hold when it is resumed or evaluated.
+
     Args:
       config: A checked configuration.
       out: The run's folder.
@@ -43,7 +57,8 @@ def train_run(config: Config, out: Path, *, resume: bool = False, mesh: Mesh | N
       The result, as `jaxmeta train` prints it.
 
     Raises:
-      ConfigError: if the folder exists (or, to resume, does not), or the numbers do not fit the data.
+      ConfigError: if the folder exists (or, to resume, does not), the numbers do not fit the data, or a table of
+        lowerings is damaged.
       DataError: if the data is missing or damaged.
       FloatingPointError: if the loss is not finite; the last good checkpoint stays.
       CheckpointError: if a checkpoint cannot be written.
@@ -52,7 +67,7 @@ def train_run(config: Config, out: Path, *, resume: bool = False, mesh: Mesh | N
     if not resume:
         processes.on_first(partial(refuse_existing, out))
     began = time.monotonic()
-    workspace = open_workspace(config, mesh)
+    workspace = open_workspace(config, mesh, find_lowering(out if resume else None))
     config = workspace.config
     key_init, key_train = jax.random.split(jax.random.key(config.seed))
     make_state = partial(
@@ -64,10 +79,11 @@ def train_run(config: Config, out: Path, *, resume: bool = False, mesh: Mesh | N
         num_tasks=config.tasks,
         estimator=workspace.parts.estimator,
     )
-    refuse_untrainable(workspace, make_state)
+    cases = {**trace_step(workspace), **trace_judgement(workspace)}
     train_state, spent, said = _first_state(out, make_state, config, resume)
     began -= spent
     processes.on_first(partial(write_config, out, config))
+    processes.on_first(partial(keep_lowerings, out, cases, workspace.lowering))
     if finished := _finished(out, train_state, config):
         if processes.is_first():
             print("the run is finished: nothing was left to do", file=sys.stderr)
@@ -86,7 +102,7 @@ def train_run(config: Config, out: Path, *, resume: bool = False, mesh: Mesh | N
             raise FloatingPointError(f"{error} {kept}") from error
         if processes.any_process(stop["signal"] is not None):
             raise Interrupted(f"Stopped at step {int(train_state.step)}; the state is saved. Go on with --resume.")
-    restored = checkpoint.restore(out / "checkpoints", jax.eval_shape(make_state), best=True)
+    restored = checkpoint.restore(out / "checkpoints", state_like(workspace), best=True)
     result = judge(workspace, restored.train_state, out, split="test")
     processes.on_first(partial(draw, workspace, restored.train_state, out))
     result["seconds"] = round(time.monotonic() - began, 1)
@@ -124,30 +140,10 @@ def evaluate_run(
     config = read_config(out)
     changes = {"eval_episodes": episodes, "eval_inner_steps": inner_steps, "data_dir": data_dir}
     config = dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
-    workspace = open_workspace(config)
-    parts, source, key = workspace.parts, workspace.sources["train"], jax.random.key(0)
-    like = jax.eval_shape(
-        lambda: init_train_state(
-            key, parts.learner, parts.optimizer, source, num_tasks=config.tasks, estimator=parts.estimator
-        )
-    )
-    restored = checkpoint.restore(out / "checkpoints", like, best=not latest)
+    workspace = open_workspace(config, lowering=find_lowering(out))
+    restored = checkpoint.restore(out / "checkpoints", state_like(workspace), best=not latest)
     result = judge(workspace, restored.train_state, out, split=split)
     return result | {"damaged_checkpoints": list(restored.damaged)}
-
-
-def refuse_untrainable(workspace: Workspace, make_state) -> None:
-    """Trace one step before anything is written: some strategies see only then what they are asked for."""
-    config, source = workspace.config, workspace.sources["train"]
-
-    def one_step():
-        key = jax.random.key(0)
-        return workspace.parts.train_step(make_state(), source.sample(key, source.pool, source.spec, config.tasks), key)
-
-    try:
-        jax.eval_shape(one_step)
-    except ValueError as error:
-        raise ConfigError(f"--metagrad {config.metagrad} --estimator {config.estimator}: {error}") from error
 
 
 def _first_state(out: Path, make_state, config: Config, resume: bool) -> tuple[TrainState, float, list[str]]:

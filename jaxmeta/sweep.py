@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -17,13 +18,23 @@ from jax.sharding import Mesh
 from jaxmeta import checkpoint
 from jaxmeta.base import Evaluation, TrainState
 from jaxmeta.config import Config, ConfigError, build, to_json
+from jaxmeta.devices import TASKS
 from jaxmeta.folder import open_log, refuse_existing, write_atomically, write_config
 from jaxmeta.metrics import estimate
 from jaxmeta.population import Members, fit_population, init_population, make_population_evaluator, members
 from jaxmeta.report import Reporter
-from jaxmeta.run import NOT_VALIDATED, Interrupted, refuse_untrainable, score_of, stop_on_signal, validation_row
-from jaxmeta.train import init_train_state
-from jaxmeta.workspace import Workspace, describe, evaluation_key, open_workspace
+from jaxmeta.run import NOT_VALIDATED, Interrupted, score_of, stop_on_signal, validation_row
+from jaxmeta.workspace import (
+    Workspace,
+    describe,
+    evaluation_key,
+    find_lowering,
+    keep_lowerings,
+    open_workspace,
+    state_like,
+    trace_judgement,
+    trace_step,
+)
 
 
 class Runs(NamedTuple):
@@ -58,11 +69,16 @@ def train_sweep(
     _check(config, seeds, inner_lrs)
     refuse_existing(out)
     began = time.monotonic()
-    workspace = open_workspace(config)
+    workspace = open_workspace(config, lowering=find_lowering())
     runs = _runs(workspace.config, out, seeds, inner_lrs)
-    refuse_untrainable(workspace, partial(_first_state, workspace))
+    # A device trains its share of the runs and judges all of them; a run that goes on does so by itself.
+    count = len(runs.folders)
+    on_device = math.ceil(count / (1 if mesh is None else mesh.shape[TASKS]))
+    cases = {**trace_step(workspace), **trace_judgement(workspace)}
+    cases |= {**trace_step(workspace, on_device), **trace_judgement(workspace, count)}
     for one, folder in zip(runs.configs, runs.folders, strict=True):
         write_config(folder, one)
+        keep_lowerings(folder, cases, workspace.lowering)
     evaluator = make_population_evaluator(
         partial(_learner, workspace),
         workspace.parts.criterion,
@@ -103,13 +119,8 @@ def _runs(config: Config, out: Path, seeds: int, inner_lrs: Sequence[float]) -> 
 
 
 def _learner(workspace: Workspace, hyper):
-    return build(dataclasses.replace(workspace.config, **hyper), workspace.dataset).learner
-
-
-def _first_state(workspace: Workspace) -> TrainState:
-    parts, source, num_tasks = workspace.parts, workspace.sources["train"], workspace.config.tasks
-    key = jax.random.key(0)
-    return init_train_state(key, parts.learner, parts.optimizer, source, num_tasks=num_tasks, estimator=parts.estimator)
+    config = dataclasses.replace(workspace.config, **hyper)
+    return build(config, workspace.dataset, lowering=workspace.lowering).learner
 
 
 def _train(workspace: Workspace, runs: Runs, evaluator, mesh, began: float) -> TrainState:
@@ -186,7 +197,7 @@ def _train(workspace: Workspace, runs: Runs, evaluator, mesh, began: float) -> T
 
 def _judge(workspace: Workspace, runs: Runs, evaluator, states: TrainState) -> list[dict[str, Any]]:
     """Judge the best checkpoint of every run on the same test tasks; write each result."""
-    like = jax.eval_shape(partial(_first_state, workspace))
+    like = state_like(workspace)
     best = [
         checkpoint.restore(folder / "checkpoints", like, best=True).train_state
         if checkpoint.checkpoint_steps(folder / "checkpoints")

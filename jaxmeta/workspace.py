@@ -1,7 +1,8 @@
 """What a configuration stands for, in memory: the data, the learner, and how it is judged and drawn."""
 
 import dataclasses
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,16 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxmeta import checkpoint, plots
+from jaxmeta import checkpoint, plots, processes
 from jaxmeta.base import Evaluation, Key, TrainState
 from jaxmeta.config import Config, ConfigError, Parts, build, load_dataset, norm_in_use
-from jaxmeta.data import Dataset, EpisodeSpec, TaskSource, task_source
-from jaxmeta.evaluate import make_evaluator
-from jaxmeta.folder import read_rows
+from jaxmeta.data import Dataset, EpisodeSpec, TaskSource, task_keys, task_source
+from jaxmeta.evaluate import judge_tasks, make_evaluator
+from jaxmeta.folder import load_lowerings, lowerings_file, read_rows, save_lowerings
+from jaxmeta.nn import Case, LoweringTable, contractions_in, lowerings_used
+from jaxmeta.nn.lowering_table import this_platform
 from jaxmeta.plan import choose_task_chunk
+from jaxmeta.train import init_train_state
 
 # Every run is judged on the same tasks, whatever seed it was trained with.
 EVALUATION_SEED = 20240229
+LOWERINGS_NAME = "lowerings.json"
 
 
 class Workspace(NamedTuple):
@@ -33,14 +38,16 @@ class Workspace(NamedTuple):
     evaluator: Callable[..., Evaluation]
     headline: str
     norm: str
+    lowering: str | LoweringTable = "auto"
 
 
-def open_workspace(config: Config, mesh: Mesh | None = None) -> Workspace:
+def open_workspace(config: Config, mesh: Mesh | None = None, lowering: str | LoweringTable = "auto") -> Workspace:
     """Load a configuration's data and build its parts; nothing is written.
 
     Args:
       config: A checked configuration; a `task_chunk` of None is replaced by what suits the machine.
       mesh: Devices to divide the tasks of a step, and of an evaluation, among; None for one.
+      lowering: How convolutions are computed, as in `nn.conv2d`.
 
     Returns:
       The `Workspace`.
@@ -61,7 +68,7 @@ def open_workspace(config: Config, mesh: Mesh | None = None) -> Workspace:
     if config.task_chunk is None:
         inputs_per_task = episode.support.inputs.size + episode.query.inputs.size
         config = dataclasses.replace(config, task_chunk=choose_task_chunk(config.tasks, inputs_per_task))
-    parts = build(config, dataset, mesh)
+    parts = build(config, dataset, mesh, lowering)
     evaluator = make_evaluator(
         parts.learner, parts.criterion, num_steps=config.eval_inner_steps, task_chunk=config.task_chunk or 1, mesh=mesh
     )
@@ -70,7 +77,96 @@ def open_workspace(config: Config, mesh: Mesh | None = None) -> Workspace:
         norm = norm_in_use(parts, config, episode.support.inputs)
     except ValueError as error:
         raise ConfigError(f"--model {config.model} does not fit --dataset {config.dataset}: {error}") from error
-    return Workspace(config, dataset, parts, sources, evaluator, headline, norm)
+    return Workspace(config, dataset, parts, sources, evaluator, headline, norm, lowering)
+
+
+def state_like(workspace: Workspace) -> TrainState:
+    """Give the shapes of a training state."""
+    parts, source, num_tasks = workspace.parts, workspace.sources["train"], workspace.config.tasks
+
+    def make_state():
+        key = jax.random.key(0)
+        return init_train_state(
+            key, parts.learner, parts.optimizer, source, num_tasks=num_tasks, estimator=parts.estimator
+        )
+
+    return jax.eval_shape(make_state)
+
+
+def trace_step(workspace: Workspace, members: int | None = None) -> dict[Case, int]:
+    """Trace an outer step, before anything is written: some strategies see only then what they are asked for.
+
+    Args:
+      workspace: The workspace.
+      members: How many members of a population a device computes; None for a single run.
+
+    Returns:
+      How often each contraction is in the step.
+
+    Raises:
+      ConfigError: if the strategy or the estimator refuses.
+    """
+    config, source = workspace.config, workspace.sources["train"]
+
+    def step(train_state, key):
+        episodes = source.sample(key, source.pool, source.spec, config.tasks)
+        return workspace.parts.train_step(train_state, episodes, key)
+
+    try:
+        return _traced(workspace, step, members)
+    except ValueError as error:
+        raise ConfigError(f"--metagrad {config.metagrad} --estimator {config.estimator}: {error}") from error
+
+
+def trace_judgement(workspace: Workspace, members: int | None = None) -> dict[Case, int]:
+    """Trace the evaluation of as many tasks as a device judges at once, as `trace_step` does the step."""
+    config, source, parts = workspace.config, workspace.sources["test"], workspace.parts
+
+    def judgement(train_state, key):
+        chunk = config.task_chunk or 1
+        episodes, noise = source.sample(key, source.pool, source.spec, chunk), task_keys(key, chunk)
+        judge_chunk = judge_tasks(parts.learner, parts.criterion, config.eval_inner_steps)
+        return judge_chunk(train_state.meta_params, train_state.state, episodes, noise)
+
+    return _traced(workspace, judgement, members)
+
+
+def _traced(workspace, function, members):
+    train_state, key = state_like(workspace), jax.random.key(0)
+    if members is None:
+        return contractions_in(function, train_state, key)
+    of_all = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((members, *leaf.shape), leaf.dtype), train_state)
+    return contractions_in(jax.vmap(function), of_all, jax.random.split(key, members))
+
+
+def find_lowering(out: Path | None = None) -> str | LoweringTable:
+    """Tell what decides how convolutions are computed, the same in every process.
+
+    Args:
+      out: The folder of a run that goes on or is judged; None for a new run.
+
+    Returns:
+      The table of the run, or for a new one that of this kind of device; "auto" if there is none.
+
+    Raises:
+      ConfigError: if the file is damaged.
+    """
+    path = lowerings_file(jax.devices()[0].device_kind) if out is None else out / LOWERINGS_NAME
+
+    def read() -> str:
+        table = load_lowerings(path)
+        return "" if table is None else json.dumps(table.to_json())
+
+    text = processes.from_first(read)
+    return LoweringTable.from_json(json.loads(text)) if text else "auto"
+
+
+def keep_lowerings(out: Path, cases: Iterable[Case], lowering: str | LoweringTable) -> None:
+    """Write into a run's folder which way each of its contractions takes, beside those that it took before."""
+    used = lowerings_used(cases, this_platform(), lowering, device_kind=jax.devices()[0].device_kind)
+    if used.rows:
+        earlier = load_lowerings(out / LOWERINGS_NAME)
+        save_lowerings(out / LOWERINGS_NAME, used if earlier is None else earlier.extended(used))
 
 
 def judge(workspace: Workspace, train_state: TrainState, out: Path, *, split: str) -> dict[str, Any]:

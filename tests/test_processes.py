@@ -9,7 +9,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxmeta import LoweringTable
 from jaxmeta.cli import main
+from jaxmeta.folder import lowerings_file, save_lowerings
 
 # Five tasks for two processes: one is padding.
 OPTIONS = ["--dataset", "sinusoid", "--tasks", "5", "--log-every", "5", "--checkpoint-every", "5"]
@@ -44,8 +46,10 @@ def arrays(run, step):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def test_two_processes_leave_the_checkpoint_of_one(tmp_path, capsys):
-    """Stopped and resumed on the way, which a single process is not."""
+def test_two_processes_leave_the_checkpoint_of_one(tmp_path, capsys, monkeypatch):
+    """Stopped and resumed on the way, which a single process is not; the first reads a table of lowerings for both."""
+    monkeypatch.setenv("JAXMETA_CACHE", str(tmp_path / "cache"))
+    save_lowerings(lowerings_file("cpu"), LoweringTable("cpu"))
     two, one = tmp_path / "two", tmp_path / "one"
     for arguments in (["train", *OPTIONS, "--steps", "5"], ["train", "--resume", "--steps", "10"]):
         (code, out, err), (other_code, other_out, other_err) = together(*arguments, "--out", two)

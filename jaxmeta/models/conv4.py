@@ -5,7 +5,7 @@ import jax
 
 from jaxmeta.base import Model
 from jaxmeta.models.adapters import from_linen
-from jaxmeta.nn import BatchNorm, Conv
+from jaxmeta.nn import BatchNorm, Conv, LoweringTable
 
 
 class Conv4Body(nn.Module):
@@ -15,11 +15,13 @@ class Conv4Body(nn.Module):
       filters: Channels of every block.
       downsample: "pool" (2x2 maximum after each block) or "stride" (convolutions of stride 2).
       conv_bias: Whether the convolutions have biases.
+      lowering: How they are computed.
     """
 
     filters: int = 64
     downsample: str = "pool"
     conv_bias: bool = False
+    lowering: str | LoweringTable = "auto"
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool, weights: jax.Array | None = None) -> jax.Array:
@@ -33,7 +35,7 @@ class Conv4Body(nn.Module):
         for _ in range(4):
             # No bias by default: the normalisation that follows subtracts it again.
             strides = 2 if self.downsample == "stride" else 1
-            hidden = Conv(self.filters, strides=strides, use_bias=self.conv_bias)(hidden)
+            hidden = Conv(self.filters, strides=strides, use_bias=self.conv_bias, lowering=self.lowering)(hidden)
             # Rectifying keeps the order of numbers: it may as well come after the pooling.
             pool = self.downsample == "pool"
             hidden = nn.relu(BatchNorm()(hidden, train=train, weights=weights, pool=pool))
@@ -42,7 +44,14 @@ class Conv4Body(nn.Module):
         return hidden.reshape(hidden.shape[0], -1)
 
 
-def conv4(outputs: int, *, filters: int = 64, downsample: str = "pool", conv_bias: bool = False) -> Model:
+def conv4(
+    outputs: int,
+    *,
+    filters: int = 64,
+    downsample: str = "pool",
+    conv_bias: bool = False,
+    lowering: str | LoweringTable = "auto",
+) -> Model:
     """Make the four-block network: 28x28x1 gives 64 features, 84x84x3 gives 1600 (pooled).
 
     With `downsample="stride"` the last block is averaged over positions, as in the
@@ -54,6 +63,7 @@ def conv4(outputs: int, *, filters: int = 64, downsample: str = "pool", conv_bia
       downsample: "pool" or "stride".
       conv_bias: Give the convolutions biases, as most PyTorch code does. They change nothing in
         training, since the normalisation subtracts them; they are there to compare costs.
+      lowering: How the convolutions are computed, as in `nn.conv2d`.
 
     Returns:
       A `Model` on images `[examples, height, width, channels]` of at least 16x16.
@@ -72,4 +82,4 @@ def conv4(outputs: int, *, filters: int = 64, downsample: str = "pool", conv_bia
     """
     if downsample not in ("pool", "stride"):
         raise ValueError(f"conv4 needs downsample='pool' or 'stride'; given {downsample!r}.")
-    return from_linen(Conv4Body(filters, downsample, conv_bias), nn.Dense(outputs))
+    return from_linen(Conv4Body(filters, downsample, conv_bias, lowering), nn.Dense(outputs))

@@ -5,7 +5,7 @@ import jax
 
 from jaxmeta.base import Model
 from jaxmeta.models.adapters import from_linen
-from jaxmeta.nn import BatchNorm, Conv, max_pool_2x2
+from jaxmeta.nn import BatchNorm, Conv, LoweringTable, max_pool_2x2
 
 SLOPE = 0.1
 
@@ -15,9 +15,11 @@ class ResidualBlock(nn.Module):
 
     Attributes:
       filters: Channels of the block.
+      lowering: How the convolutions are computed.
     """
 
     filters: int
+    lowering: str | LoweringTable = "auto"
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool, weights: jax.Array | None = None) -> jax.Array:
@@ -25,10 +27,11 @@ class ResidualBlock(nn.Module):
         hidden = inputs
         for layer in range(3):
             # No bias: the normalisation that follows subtracts it again.
-            hidden = BatchNorm()(Conv(self.filters, use_bias=False)(hidden), train=train, weights=weights)
+            hidden = Conv(self.filters, use_bias=False, lowering=self.lowering)(hidden)
+            hidden = BatchNorm()(hidden, train=train, weights=weights)
             if layer < 2:
                 hidden = nn.leaky_relu(hidden, SLOPE)
-        shortcut = Conv(self.filters, kernel_size=(1, 1), use_bias=False)(inputs)
+        shortcut = Conv(self.filters, kernel_size=(1, 1), use_bias=False, lowering=self.lowering)(inputs)
         shortcut = BatchNorm()(shortcut, train=train, weights=weights)
         return max_pool_2x2(nn.leaky_relu(hidden + shortcut, SLOPE))
 
@@ -38,9 +41,11 @@ class ResNet12Body(nn.Module):
 
     Attributes:
       width: Channels of the first block, even; the others have 2.5, 5 and 10 times as many.
+      lowering: How the convolutions are computed.
     """
 
     width: int = 64
+    lowering: str | LoweringTable = "auto"
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool, weights: jax.Array | None = None) -> jax.Array:
@@ -52,7 +57,7 @@ class ResNet12Body(nn.Module):
             )
         hidden = inputs
         for filters in block_filters(self.width):
-            hidden = ResidualBlock(filters)(hidden, train=train, weights=weights)
+            hidden = ResidualBlock(filters, self.lowering)(hidden, train=train, weights=weights)
         return hidden.mean((1, 2))
 
 
@@ -72,7 +77,7 @@ def block_filters(width: int) -> tuple[int, int, int, int]:
     return width, width * 5 // 2, width * 5, width * 10
 
 
-def resnet12(outputs: int, *, width: int = 64) -> Model:
+def resnet12(outputs: int, *, width: int = 64, lowering: str | LoweringTable = "auto") -> Model:
     """Make ResNet-12: 640 features of an image, a linear head.
 
     Each block is `pool(f(norm(conv3(f(norm(conv2(f(norm(conv1(x)))))))) + norm(conv1x1(x)))`
@@ -81,6 +86,7 @@ def resnet12(outputs: int, *, width: int = 64) -> Model:
     Args:
       outputs: Number of classes.
       width: Channels of the first block, even; the blocks have 64, 160, 320 and 640 by default.
+      lowering: How the convolutions are computed, as in `nn.conv2d`.
 
     Returns:
       A `Model` on images `[examples, height, width, channels]` of at least 16x16.
@@ -101,4 +107,4 @@ def resnet12(outputs: int, *, width: int = 64) -> Model:
         raise ValueError(
             f"resnet12 needs a positive even width (the second block has 2.5 times as much); given {width}."
         )
-    return from_linen(ResNet12Body(width), nn.Dense(outputs))
+    return from_linen(ResNet12Body(width, lowering), nn.Dense(outputs))

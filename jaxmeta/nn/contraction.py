@@ -7,15 +7,18 @@ three, so that any order of forward and reverse mode ends in the same few fast l
 `custom_vjp` would shut out forward mode, and a `custom_jvp` fails under a gradient of a gradient.
 """
 
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
-from jax.extend.core import Primitive
+from jax.extend.core import Jaxpr, Primitive, jaxprs_in_params
 from jax.interpreters import ad, batching, mlir
 
+from jaxmeta.nn.lowering_table import Case, LoweringTable, lowering_of
 from jaxmeta.nn.lowerings import ROLES, Geometry, contract_by, result_shape
 
 
@@ -24,7 +27,7 @@ class Static(NamedTuple):
 
     missing: str
     geometry: Geometry
-    lowering: str
+    lowering: str | LoweringTable
     precision: str | None
 
 
@@ -89,12 +92,49 @@ def _lower(platform):
 
 
 def _contract_on(platform, first, second, *, static):
-    return contract_by(static.lowering, platform, first, second, static.missing, static.geometry, static.precision)
+    lowering = lowering_of(_case_of(first, second, static), platform, static.lowering)
+    return contract_by(lowering, platform, first, second, static.missing, static.geometry, static.precision)
+
+
+def _case_of(first, second, static):
+    return Case(static.missing, static.geometry, first.shape, second.shape, first.dtype.name, static.precision)
+
+
+def contractions_in(function: Callable, *args) -> dict[Case, int]:
+    """Trace a function and count the contractions of its program; nothing is computed.
+
+    Args:
+      function: Of arrays, in any nest of `jit`, `scan`, `remat`, `shard_map`.
+      args: Arrays, or `jax.ShapeDtypeStruct` in their place.
+
+    Returns:
+      How often each case is in the program, in the order of the program. What a scan repeats counts as often as it is
+      repeated, what a while loop repeats once, and every branch of a condition.
+
+    Example:
+      >>> from jaxmeta.nn import conv2d
+      >>> counts = contractions_in(jax.grad(lambda k: conv2d(jnp.ones([2, 8, 8, 3]), k).sum()), jnp.ones([3, 3, 3, 5]))
+      >>> [(case.missing, count) for case, count in counts.items()]
+      [('output', 1), ('kernel', 1)]
+    """
+    counts = Counter()
+    _count(jax.make_jaxpr(function)(*args).jaxpr, 1, counts)
+    return dict(counts)
+
+
+def _count(jaxpr: Jaxpr, times: int, counts: Counter) -> None:
+    for equation in jaxpr.eqns:
+        if equation.primitive is contract_p:
+            first, second = (operand.aval for operand in equation.invars)
+            counts[_case_of(first, second, equation.params["static"])] += times
+        repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for inner in jaxprs_in_params(equation.params):
+            _count(inner, times * repeats, counts)
 
 
 contract_p = Primitive("task_convolution")
 contract_p.def_abstract_eval(_abstract)
-contract_p.def_impl(partial(jax.jit(contract_p.bind, static_argnames="static")))
+contract_p.def_impl(jax.jit(contract_p.bind, static_argnames="static"))
 ad.defbilinear(contract_p, partial(_transpose, 0), partial(_transpose, 1))
 batching.primitive_batchers[contract_p] = _batch
 for _platform in ("cpu", "cuda", "rocm", "tpu"):

@@ -2,7 +2,8 @@
 
 Under `vmap` over tasks XLA turns a convolution with per-task kernels into a grouped one, whose
 weight gradient is ruinous on a CPU. Ours is a primitive (`nn/contraction.py`) that is closed under
-differentiation and lowered by shape and backend (`nn/lowerings.py`).
+differentiation and lowered by shape and backend (`nn/lowerings.py`), or by a table of what
+was measured (`nn/lowering_table.py`).
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.nn.contraction import Static, contract
+from jaxmeta.nn.lowering_table import LoweringTable
 from jaxmeta.nn.lowerings import LOWERINGS, Geometry
 
 Padding = str | Sequence[tuple[int, int]]
@@ -25,7 +27,7 @@ def conv2d(
     *,
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
-    lowering: str = "auto",
+    lowering: str | LoweringTable = "auto",
 ) -> jax.Array:
     """Convolve images with a kernel: `y[i, j] = sum_{a, b} x[s i + d a, s j + d b] k[a, b]`.
 
@@ -39,13 +41,15 @@ def conv2d(
       padding: "SAME", "VALID" or (low, high) for height and for width.
       dilation: Distances between the places of the window.
       groups: Parts that channels and features are divided into; as many as channels is depthwise.
-      lowering: A key of `LOWERINGS`, how it is computed; "auto" chooses by backend and shape.
+      lowering: A key of `LOWERINGS`, how it is computed; "auto" chooses by backend and shape; a
+        `LoweringTable` by what was measured, and like "auto" where it does not have the case.
 
     Returns:
       `[examples, out_height, out_width, features]`.
 
     Raises:
-      ValueError: if the kernel does not fit the channels of the inputs, or the window the image.
+      ValueError: if the kernel does not fit the channels of the inputs, or the window the image; for an unknown
+        lowering.
 
     Example:
       >>> import jax.numpy as jnp
@@ -61,8 +65,8 @@ def conv2d(
         )
     if kernel.shape[3] % groups:
         raise ValueError(f"groups={groups} does not divide the {kernel.shape[3]} features. Use a divisor of them.")
-    if lowering != "auto" and lowering not in LOWERINGS:
-        raise ValueError(f"lowering={lowering!r} is none of: auto, {', '.join(LOWERINGS)}.")
+    if not isinstance(lowering, LoweringTable) and lowering not in ("auto", *LOWERINGS):
+        raise ValueError(f"lowering={lowering!r} is none of: auto, {', '.join(LOWERINGS)}, a LoweringTable.")
     size, window = inputs.shape[1:3], kernel.shape[:2]
     if isinstance(padding, str):
         spans = [(places - 1) * step + 1 for places, step in zip(window, dilation, strict=True)]
@@ -99,7 +103,7 @@ class Conv(nn.Module):
     use_bias: bool = True
     kernel_dilation: int | tuple[int, int] = 1
     feature_group_count: int = 1
-    lowering: str = "auto"
+    lowering: str | LoweringTable = "auto"
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
