@@ -79,10 +79,8 @@ def _check(machine: Machine) -> None:
 
 def _divide_cpu(machine: Machine, tasks: int) -> None:
     """Let each core of a CPU be a device with tasks of its own: XLA runs much of a step on one core only."""
-    said = (
-        "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices > 0
-    )
-    if said or is_joined():
+    by_flag = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if by_flag or jax.config.values["jax_num_cpu_devices"] > 0 or is_joined():
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     devices = min(cores, tasks * max(machine.model_devices, 1)) if machine.devices is None else machine.devices
