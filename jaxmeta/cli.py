@@ -16,7 +16,7 @@ import tyro
 
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.bench import LOADS
-from jaxmeta.config import DEFAULT_PRESETS, PRESETS, Config, ConfigError, check_config, check_name, to_json
+from jaxmeta.config import DEFAULT_PRESETS, PRESETS, Config, ConfigError, check_config, check_name, is_convolutional, to_json
 from jaxmeta.data import DATASETS, DataError
 from jaxmeta.data.pools import cache_dir
 from jaxmeta.inner import INNER_OPTIMIZERS
@@ -112,7 +112,7 @@ def _train(arguments: list[str]) -> None:
     several = options.sweep != SweepOptions()
     # What is divided among the devices: tasks of one run, or the runs of several.
     shared = options.sweep.seeds * max(len(options.sweep.inner_lrs), 1) if several else config.tasks
-    mesh = open_mesh(options.machine, max(shared, 1))
+    mesh = open_mesh(options.machine, max(shared, 1), divide_cpu=is_convolutional(config))
     out = place.out or _default_out(config)
     try:
         if several:
@@ -143,7 +143,7 @@ def _plan(arguments: list[str]) -> None:
         f"Presets: {', '.join(PRESETS)}. Defaults below are those of {preset}.",
     )
     check_config(options.config)
-    mesh = open_mesh(options.machine, options.config.tasks)
+    mesh = open_mesh(options.machine, options.config.tasks, divide_cpu=is_convolutional(options.config))
     table = show_plan(
         options.config,
         mesh=mesh,

@@ -229,6 +229,11 @@ def from_json(values: dict[str, Any]) -> Config:
     return config
 
 
+def is_convolutional(config: Config) -> bool:
+    """Tell whether the model convolves: a task is then enough work for a core of its own."""
+    return "filters" in inspect.signature(MODELS[config.model]).parameters
+
+
 class Parts(NamedTuple):
     """What a configuration stands for."""
 

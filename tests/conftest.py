@@ -9,6 +9,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPO / ".pytest_cache" / 
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAXMETA_CACHE", str(REPO / ".pytest_cache" / "data"))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The tests themselves are in as many processes as there are cores.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
 # On a clean checkout most of the time is compilation. What is tested is our arithmetic: machine code that is not
 # optimised takes a quarter of the time to make, and the problems here are small.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")

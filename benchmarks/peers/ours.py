@@ -8,12 +8,16 @@ from harness import Contender, flatten, serve, unflatten, versions_of
 from jax_side import configure, device_peak, make_product
 from jaxmeta import Batch, Episode
 from jaxmeta.bench import Load
+from jaxmeta.bench.loads import worth_dividing
 from jaxmeta.bench.measure import prepare
+from jaxmeta.machine import split_cpu
 
 
 def make(problem, options):
     configure(problem, options)
     load = Load(**vars(problem.load))._replace(input_shape=tuple(problem.load.input_shape))
+    if worth_dividing(load):
+        split_cpu(load.tasks)
     weights = unflatten(problem.weights)
     batches = (
         Batch(inputs, targets, np.ones(inputs.shape[:2], inputs.dtype))

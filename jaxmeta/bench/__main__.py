@@ -5,8 +5,9 @@ import sys
 
 import jax
 
-from jaxmeta.bench.loads import LOADS, tiny
+from jaxmeta.bench.loads import LOADS, tiny, worth_dividing
 from jaxmeta.bench.measure import PRECISIONS, measure
+from jaxmeta.machine import split_cpu
 
 request = json.loads(sys.argv[1])
 # Compilation is one of the figures: nothing may come from an earlier run.
@@ -16,4 +17,6 @@ load = LOADS[request["load"]]
 load = tiny(load) if request.get("quick") else load
 # A curve is made by changing one field of a load at a time (`benchmarks/scaling.py`).
 load = load._replace(**request.get("changes", {}))
+if worth_dividing(load):
+    split_cpu(load.tasks)
 print(json.dumps(measure(load, rounds=request["rounds"], task_chunk=request.get("task_chunk"))))

@@ -105,6 +105,11 @@ def tiny(load: Load) -> Load:
     return small._replace(size=4, input_shape=(16, 16, load.input_shape[-1]))
 
 
+def worth_dividing(load: Load) -> bool:
+    """Tell whether a task is enough work for a core of its own: a step of sinusoids is not."""
+    return load.network != "mlp"
+
+
 def make_model(load: Load) -> Model:
     """Make a load's network."""
     return NETWORKS[load.network](load)

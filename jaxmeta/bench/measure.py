@@ -77,11 +77,13 @@ def prepare(
     # Copies: the state is donated, and the caller may want its weights again.
     weights, episodes = jax.tree.map(jnp.array, (weights, episodes))
     train_state = TrainState(jnp.int32(0), weights, state, optimizer.init(weights), ())
-    # All the devices there are; a CPU is several with --xla_force_host_platform_device_count in XLA_FLAGS.
+    # All the devices there are, as `jaxmeta train` has it.
     devices = min(len(jax.devices()), load.tasks)
     mesh = make_mesh(devices) if devices > 1 else None
     if mesh is not None:
-        train_state, episodes = place(train_state, mesh), jax.device_put(episodes, NamedSharding(mesh, P("tasks")))
+        # A number of tasks that cannot be divided evenly lies whole on every device, and is padded in the step.
+        by_task = P() if load.tasks % devices else P("tasks")
+        train_state, episodes = place(train_state, mesh), jax.device_put(episodes, NamedSharding(mesh, by_task))
     train_step = make_train_step(learner, optimizer, task_chunk=task_chunk, mesh=mesh)
     begin = time.perf_counter()
     compiled = jax.jit(train_step, donate_argnums=0).lower(train_state, episodes, key).compile()
