@@ -10,6 +10,10 @@ from jaxmeta.base import Loop, PyTree
 
 Remat = str | Callable | None
 
+# A loop over so few numbers spends its time on starting operations, not on arithmetic: five steps of a perceptron with
+# 1761 parameters, 25 tasks, took 6.0 ms on two cores as a loop and 4.6 ms written out; written by hand 4.0 ms.
+SMALL_CARRY, STEPS_WRITTEN_OUT = 8192, 5
+
 
 def run_loop(loop: Loop) -> tuple[PyTree, PyTree]:
     """Run a `Loop` by one `jax.lax.scan`.
@@ -29,8 +33,10 @@ def run_steps(loop: Loop, inputs, carry, first: int, last: int) -> tuple[PyTree,
     def body(carry, index):
         return loop.step(inputs, carry, index)
 
+    small = sum(jnp.size(leaf) for leaf in jax.tree.leaves(carry)) <= SMALL_CARRY
     # The scan keeps compilation time and program size independent of the number of steps.
-    return jax.lax.scan(body, carry, loop.first_step + jnp.arange(first, last))
+    indices = loop.first_step + jnp.arange(first, last)
+    return jax.lax.scan(body, carry, indices, unroll=min(STEPS_WRITTEN_OUT, max(last - first, 1)) if small else 1)
 
 
 def run_groups(loop: Loop) -> tuple[PyTree, PyTree]:
