@@ -63,14 +63,16 @@ from jaxmeta.metagrad import (
     unrolled,
 )
 from jaxmeta.metrics import estimate
-from jaxmeta.models import MODELS, conv4, from_function, from_linen, from_nnx, linear, mlp, resnet12
+from jaxmeta.models import MODELS, conv4, from_function, from_linen, from_nnx, in_precision, linear, mlp, resnet12
 from jaxmeta.nn import LoweringTable
 from jaxmeta.population import Members, fit_population, init_population, make_population_evaluator, members
-from jaxmeta.train import fit, init_train_state, make_train_step
+from jaxmeta.train import compile_steps, fit, init_train_state, make_train_step
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "compile_steps",
+    "in_precision",
     "ALGORITHMS",
     "CRITERIA",
     "DATASETS",

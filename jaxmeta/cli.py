@@ -16,7 +16,7 @@ import tyro
 
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.bench import LOADS
-from jaxmeta.config import DEFAULT_PRESETS, PRESETS, Config, ConfigError, check_config, check_name, is_convolutional, to_json
+from jaxmeta.config import DEFAULT_PRESETS, PRESETS, Config, ConfigError, check_config, check_name, to_json
 from jaxmeta.data import DATASETS, DataError
 from jaxmeta.data.pools import cache_dir
 from jaxmeta.inner import INNER_OPTIMIZERS
@@ -24,6 +24,7 @@ from jaxmeta.machine import Machine, open_mesh
 from jaxmeta.metagrad import ESTIMATORS, METAGRADS
 from jaxmeta.models import MODELS
 from jaxmeta.options import BenchOptions, EvaluateOptions, PlanOptions, SweepOptions, TrainOptions
+from jaxmeta.parts import is_convolutional
 from jaxmeta.processes import is_first, is_joined, leave
 
 USAGE = """\

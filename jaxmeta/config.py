@@ -1,25 +1,17 @@
-"""The configuration of a run, its presets, and what is built from it."""
+"""The configuration of a run, and its presets."""
 
 import dataclasses
 import difflib
-import inspect
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
-import jax
-import optax
 import tyro
-from jax.sharding import Mesh
 
 from jaxmeta.algorithms import ALGORITHMS, NORMS
-from jaxmeta.base import Estimator, MetaLearner
-from jaxmeta.data import DATASETS, Dataset
+from jaxmeta.data import DATASETS
 from jaxmeta.inner import INNER_OPTIMIZERS
-from jaxmeta.losses import CRITERIA, Criterion
 from jaxmeta.metagrad import ESTIMATORS, METAGRADS
-from jaxmeta.models import MODELS
-from jaxmeta.nn import LoweringTable
-from jaxmeta.train import TrainStep, make_train_step
+from jaxmeta.models import MODELS, PRECISIONS
 
 SCHEDULES = ("constant", "cosine")
 # The least value of a whole number, where it is not 1. An interval needs two tasks.
@@ -47,6 +39,7 @@ class Config:
     metagrad: Annotated[str, _choice(METAGRADS, "How the inner loop is differentiated.")] = "unrolled"
     estimator: Annotated[str, _choice(ESTIMATORS, "How the meta-loss becomes a gradient.")] = "exact"
     model: Annotated[str, _choice(MODELS, "The network.")] = "conv4-stride"
+    precision: Annotated[str, _choice(PRECISIONS, "How exactly the network computes.")] = "float32"
     filters: Annotated[int, tyro.conf.arg(help="Channels of each block of a convolutional model.")] = 32
     norm: Annotated[str, _choice(NORMS, "Whose statistics normalise the query set: its own, or the support set's.")] = (
         "inductive"
@@ -145,6 +138,7 @@ def check_config(config: Config) -> None:
         "estimator": ESTIMATORS,
         "inner_optimizer": INNER_OPTIMIZERS,
         "model": MODELS,
+        "precision": PRECISIONS,
         "norm": NORMS,
         "outer_schedule": SCHEDULES,
     }
@@ -227,74 +221,3 @@ def from_json(values: dict[str, Any]) -> Config:
     config = Config(**{**values, "data_dir": None if data_dir is None else Path(data_dir)})
     check_config(config)
     return config
-
-
-def is_convolutional(config: Config) -> bool:
-    """Tell whether the model convolves: a task is then enough work for a core of its own."""
-    return "filters" in inspect.signature(MODELS[config.model]).parameters
-
-
-class Parts(NamedTuple):
-    """What a configuration stands for."""
-
-    learner: MetaLearner
-    criterion: Criterion
-    optimizer: optax.GradientTransformation
-    estimator: Estimator
-    train_step: TrainStep
-
-
-def build(config: Config, dataset: Dataset, mesh: Mesh | None = None, lowering: str | LoweringTable = "auto") -> Parts:
-    """Build the learner, the outer optimiser and the train step.
-
-    Args:
-      config: A checked configuration with a `task_chunk`.
-      dataset: The dataset that it names.
-      mesh: Devices to divide the tasks among.
-      lowering: How convolutions are computed, as in `nn.conv2d`; nothing to a model without them.
-
-    Returns:
-      The `Parts`.
-
-    Raises:
-      ConfigError: for an inner loop that the strategy cannot serve.
-    """
-    factory = MODELS[config.model]
-    takes = inspect.signature(factory).parameters
-    options = {"filters": config.filters, "lowering": lowering}
-    outputs = config.ways if dataset.kind == "classification" else 1
-    model = factory(outputs, **{name: value for name, value in options.items() if name in takes})
-    criterion = CRITERIA[dataset.kind]
-    try:
-        learner = ALGORITHMS[config.algorithm](
-            model,
-            inner_optimizer=INNER_OPTIMIZERS[config.inner_optimizer](config.inner_lr),
-            num_steps=config.inner_steps,
-            metagrad=METAGRADS[config.metagrad](),
-            proximal=config.proximal,
-            criterion=criterion,
-            norm=config.norm,
-            log_grad_norms=config.log_grad_norms,
-        )
-    except ValueError as error:
-        raise ConfigError(f"--metagrad {config.metagrad}: {error}") from error
-    rate = config.outer_lr
-    if config.outer_schedule == "cosine":
-        rate = optax.cosine_decay_schedule(config.outer_lr, config.steps)
-    optimizer = optax.adam(rate)
-    estimator = ESTIMATORS[config.estimator]()
-    train_step = make_train_step(learner, optimizer, estimator=estimator, task_chunk=config.task_chunk, mesh=mesh)
-    return Parts(learner, criterion, optimizer, estimator, train_step)
-
-
-def load_dataset(config: Config) -> Dataset:
-    """Load the dataset that a configuration names."""
-    loader = DATASETS[config.dataset]
-    takes_split = "split" in inspect.signature(loader).parameters
-    return loader(data_dir=config.data_dir, **({"split": config.split} if takes_split else {}))
-
-
-def norm_in_use(parts: Parts, config: Config, example_inputs: jax.Array) -> str:
-    """Tell which normalisation a result must report: "none" for a model without statistics."""
-    _, state = jax.eval_shape(parts.learner.init, jax.random.key(0), example_inputs)
-    return config.norm if jax.tree.leaves(state) else "none"

@@ -9,6 +9,7 @@ import tyro
 from jaxmeta.bench import LOADS
 from jaxmeta.config import Config
 from jaxmeta.machine import Machine
+from jaxmeta.models import PRECISIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,9 @@ class BenchOptions:
     quick: Annotated[bool, tyro.conf.arg(help="The tiny form of each load: does it run?")] = False
     json: Annotated[Path | None, tyro.conf.arg(help="Also write the figures to this file.", metavar="FILE")] = None
     chunk: Annotated[int | None, tyro.conf.arg(help="Tasks computed at once; None: chosen for the machine.")] = None
-    precision: Annotated[str, tyro.conf.arg(help="Of matrix products on an accelerator: float32 or tf32.")] = "float32"
+    precision: Annotated[
+        str, tyro.conf.arg(help=f"How exactly the network computes. One of: {', '.join(PRECISIONS)}.")
+    ] = "float32"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,10 +17,11 @@ from jax.sharding import Mesh
 
 from jaxmeta import checkpoint
 from jaxmeta.base import Evaluation, TrainState
-from jaxmeta.config import Config, ConfigError, build, to_json
+from jaxmeta.config import Config, ConfigError, to_json
 from jaxmeta.devices import TASKS
 from jaxmeta.folder import open_log, refuse_existing, write_atomically, write_config
 from jaxmeta.metrics import estimate
+from jaxmeta.parts import build
 from jaxmeta.population import Members, fit_population, init_population, make_population_evaluator, members
 from jaxmeta.report import Reporter
 from jaxmeta.run import NOT_VALIDATED, Interrupted, score_of, stop_on_signal, validation_row

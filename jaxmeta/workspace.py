@@ -14,12 +14,13 @@ from jax.sharding import Mesh
 
 from jaxmeta import checkpoint, plots, processes
 from jaxmeta.base import Evaluation, Key, TrainState
-from jaxmeta.config import Config, ConfigError, Parts, build, load_dataset, norm_in_use
+from jaxmeta.config import Config, ConfigError
 from jaxmeta.data import Dataset, EpisodeSpec, TaskSource, task_keys, task_source
 from jaxmeta.evaluate import judge_tasks, make_evaluator
 from jaxmeta.folder import load_lowerings, lowerings_file, read_rows, save_lowerings
 from jaxmeta.nn import Case, LoweringTable, contractions_in, lowerings_used
 from jaxmeta.nn.lowering_table import this_platform
+from jaxmeta.parts import Parts, build, load_dataset, norm_in_use
 from jaxmeta.plan import choose_task_chunk
 from jaxmeta.train import init_train_state
 

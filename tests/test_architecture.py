@@ -30,6 +30,7 @@ ROOMS = [
     "evaluate",
     "population",
     "config",
+    "parts",
     "machine",
     "bench",
     "plots",

@@ -27,6 +27,7 @@ OPTIONS = (
     "dataset algorithm metagrad ways shots queries inner-steps eval-inner-steps inner-lr outer-lr tasks steps seed"
 )
 OPTIONS += " norm data-dir out resume devices model-devices coordinator num-processes process-id seeds inner-lrs"
+OPTIONS += " plan memory-mib precision"
 
 
 def command(*arguments, **options):

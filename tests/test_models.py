@@ -18,11 +18,16 @@ from jaxmeta import (
     from_function,
     from_linen,
     from_nnx,
+    in_precision,
     init_train_state,
     make_train_step,
     maml,
     resnet12,
 )
+from jaxmeta.nn import BatchNorm
+
+
+KEY = jax.random.key(2)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -193,3 +198,43 @@ def test_conv4_with_biases_is_the_same_network():
         params["body"][f"Conv_{number}"]["bias"] = bias + 3.0
     expected, _ = conv4(5, filters=4).apply(bare, state, inputs, train=True)
     np.testing.assert_allclose(model.apply(params, state, inputs, train=True)[0], expected, atol=1e-4)
+
+
+def meta_gradient(precision):
+    """A second-order gradient by one task, the program that gives it, and the loss."""
+    model = in_precision(conv4(2, filters=4), precision)
+    learner = maml(model, inner_optimizer=optax.sgd(0.1), num_steps=2)
+    inputs = jax.random.normal(jax.random.key(0), [4, 16, 16, 1])
+    batch = example_batch(inputs, jnp.array([0, 1, 0, 1]))
+    theta, state = learner.init(jax.random.key(1), inputs)
+    run = jax.jit(jax.value_and_grad(lambda theta: learner.loss(theta, state, Episode(batch, batch), KEY, 0)[0]))
+    (loss, gradient), text = run(theta), run.lower(theta).as_text()
+    return theta, gradient, loss, text
+
+
+def test_precision_reaches_every_derivative_and_parameters_stay_float32():
+    theta, exact, _, text = meta_gradient("float32")
+    assert "HIGHEST" in text and "DEFAULT" not in text and "bf16" not in text
+    assert "HIGH," in meta_gradient("tf32")[3] and "DEFAULT" not in meta_gradient("tf32")[3]
+    _, rounded, loss, text = meta_gradient("bfloat16")
+    products = [line for line in text.splitlines() if "dot_general" in line or "stablehlo.convolution" in line]
+    assert products and all("bf16" in line.split("->")[1] for line in products)
+    assert loss.dtype == jnp.float32
+    assert jax.tree.map(lambda leaf: leaf.dtype, rounded) == jax.tree.map(lambda leaf: leaf.dtype, theta)
+    error = optax.tree.norm(optax.tree.sub(rounded, exact)) / optax.tree.norm(exact)
+    assert 1e-4 < error < 0.2
+
+
+def test_bfloat16_statistics_are_those_of_float32():
+    inputs = 100.0 + jax.random.normal(jax.random.key(0), [64, 28, 28, 2])
+    model = from_linen(BatchNorm())
+    params, state = model.init(jax.random.key(1), inputs)
+    _, kept = in_precision(model, "bfloat16").apply(params, state, inputs)
+    rounded = inputs.astype(jnp.bfloat16).astype(jnp.float32)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(kept))
+    np.testing.assert_allclose(kept["body"]["batch_stats"]["mean"], rounded.mean((0, 1, 2)), rtol=1e-4)
+
+
+def test_precision_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError, match="'float16' is none of: float32, tf32, bfloat16"):
+        in_precision(conv4(2), "float16")

@@ -24,17 +24,18 @@ def make(problem, options):
         for inputs, targets in (problem.support, problem.query)
     )
     episodes, prepared = Episode(*batches), None
+    how = {"task_chunk": options.chunk, "precision": options.precision}
 
     def gradient():
         # By the step that is timed: after one of size 1 down the gradient, the difference is the gradient.
-        step = prepare(load, weights, episodes, optimizer=optax.sgd(1.0), task_chunk=options.chunk)
+        step = prepare(load, weights, episodes, optimizer=optax.sgd(1.0), **how)
         loss = step.step()
         after = jax.tree.map(np.asarray, step.params())
         return loss, flatten(jax.tree.map(lambda before, after: before - after, weights, after))
 
     def compile_step():
         nonlocal prepared
-        prepared = prepare(load, weights, episodes, task_chunk=options.chunk)
+        prepared = prepare(load, weights, episodes, **how)
         return {
             "compile_seconds": prepared.compile_seconds,
             "temp_bytes": prepared.temp_bytes,

@@ -15,7 +15,7 @@ from jaxmeta.algorithms import maml
 from jaxmeta.base import Batch, Episode, MetaLearner, Model, PyTree
 from jaxmeta.bench.transformer import transformer
 from jaxmeta.losses import CRITERIA
-from jaxmeta.models import conv4, mlp, resnet12
+from jaxmeta.models import conv4, in_precision, mlp, resnet12
 from jaxmeta.models.resnet12 import block_filters
 
 OUTER_RATE = 1e-3
@@ -110,16 +110,16 @@ def worth_dividing(load: Load) -> bool:
     return load.network != "mlp"
 
 
-def make_model(load: Load) -> Model:
-    """Make a load's network."""
-    return NETWORKS[load.network](load)
+def make_model(load: Load, precision: str = "float32") -> Model:
+    """Make a load's network, that computes in a precision of `PRECISIONS`."""
+    return in_precision(NETWORKS[load.network](load), precision)
 
 
-def make_learner(load: Load) -> MetaLearner:
+def make_learner(load: Load, precision: str = "float32") -> MetaLearner:
     """Make a load's learner: MAML, and the query set normalised by its own statistics."""
     criterion = CRITERIA["regression" if load.network == "mlp" else "classification"]
     optimizer = optax.sgd(load.inner_rate)
-    return maml(make_model(load), inner_optimizer=optimizer, num_steps=load.num_steps, criterion=criterion)
+    return maml(make_model(load, precision), inner_optimizer=optimizer, num_steps=load.num_steps, criterion=criterion)
 
 
 def draw_weights(load: Load, dtype: Any = np.float32, seed: int = 0) -> PyTree:

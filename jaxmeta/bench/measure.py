@@ -24,7 +24,6 @@ from jaxmeta.train import make_train_step
 MATMUL_SIZE = 2048
 # Seconds that a round should take, and the most steps in it.
 ROUND_SECONDS, ROUND_STEPS = 1.0, 200
-PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32"}
 
 
 class Prepared(NamedTuple):
@@ -52,6 +51,7 @@ def prepare(
     *,
     task_chunk: int | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    precision: str = "float32",
 ) -> Prepared:
     """Compile the meta-step of a load as a user of the library writes it.
 
@@ -61,6 +61,7 @@ def prepare(
       episodes: The tasks of every step.
       task_chunk: Tasks computed at once; what `plan` chooses if None.
       optimizer: The outer optimiser; Adam if None.
+      precision: How exactly the network computes, a key of `PRECISIONS`.
 
     Returns:
       The `Prepared` step; its state is donated from step to step.
@@ -68,7 +69,7 @@ def prepare(
     Raises:
       ValueError: if the chunk does not divide the tasks.
     """
-    learner = make_learner(load)
+    learner = make_learner(load, precision)
     optimizer = optax.adam(OUTER_RATE) if optimizer is None else optimizer
     if task_chunk is None:
         task_chunk = choose_task_chunk(load.tasks, (load.support + load.query) * _size(load.input_shape))
@@ -100,25 +101,26 @@ def prepare(
     return Prepared(step, lambda: train_state.meta_params, task_chunk, compile_seconds, temp_bytes)
 
 
-def measure(load: Load, *, rounds: int, task_chunk: int | None = None) -> dict[str, Any]:
+def measure(load: Load, *, rounds: int, task_chunk: int | None = None, precision: str = "float32") -> dict[str, Any]:
     """Measure a load in this process, which should have done nothing else.
 
     Args:
       load: The load.
       rounds: Stretches of a second or so, of a step at least; each gives one figure.
       task_chunk: Tasks computed at once; what `plan` chooses if None.
+      precision: How exactly the network computes, a key of `PRECISIONS`.
 
     Returns:
       Plain values by name: a row of the table.
     """
     before = resident_bytes("VmRSS")
-    prepared = prepare(load, draw_weights(load), draw_episodes(load), task_chunk=task_chunk)
+    prepared = prepare(load, draw_weights(load), draw_episodes(load), task_chunk=task_chunk, precision=precision)
     # The first step warms up; the second tells how many fit into a round.
     loss = prepared.step()
     steps = steps_of_round(timed(prepared.step, 1))
     seconds = [timed(prepared.step, steps) for _ in range(rounds)]
     peak, device_peak = resident_bytes("VmHWM"), device_peak_bytes()
-    best = matmul_gflops()
+    best = matmul_gflops(jnp.bfloat16 if precision == "bfloat16" else jnp.float32)
     median = statistics.median(seconds)
     gflop = count_flops(load) / 1e9
     return {
@@ -137,6 +139,7 @@ def measure(load: Load, *, rounds: int, task_chunk: int | None = None) -> dict[s
         "device_peak_bytes": device_peak,
         "task_chunk": prepared.task_chunk,
         "loss": loss,
+        "precision": precision,
         **describe_machine(),
     }
 
@@ -187,14 +190,11 @@ def device_peak_bytes() -> int | None:
 def describe_machine() -> dict[str, Any]:
     """Say what this runs on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    precision = str(jax.config.values["jax_default_matmul_precision"])
-    names = {value: name for name, value in PRECISIONS.items()}
     return {
         "device": jax.devices()[0].device_kind,
         "devices": len(jax.devices()),
         "cores": cores,
         "jax": jax.__version__,
-        "precision": names.get(precision, precision),
     }
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxmeta.bench.loads import LOADS, tiny
-from jaxmeta.bench.measure import PRECISIONS
 from jaxmeta.bench.process import measure_in_own_process
 from jaxmeta.config import ConfigError, check_name
+from jaxmeta.models import PRECISIONS
 
 
 def check_request(names: Sequence[str], rounds: int, quick: bool, task_chunk: int | None, precision: str) -> None:
@@ -17,7 +17,7 @@ def check_request(names: Sequence[str], rounds: int, quick: bool, task_chunk: in
       rounds: Figures for each load.
       quick: Whether the tiny forms are meant.
       task_chunk: Tasks computed at once, or None.
-      precision: Of matrix products.
+      precision: How exactly the network computes.
 
     Raises:
       ConfigError: what was given, what is needed, the closest valid name.
@@ -55,7 +55,7 @@ def run_loads(
       rounds: Figures for each load.
       quick: The tiny form of each load: does it run?
       task_chunk: Tasks computed at once; None lets `plan` choose.
-      precision: Of matrix products on an accelerator, a key of `PRECISIONS`.
+      precision: How exactly the network computes, a key of `PRECISIONS`.
       say: Told what goes on.
 
     Returns:

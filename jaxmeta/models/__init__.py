@@ -5,6 +5,7 @@ from functools import partial
 from jaxmeta.models.adapters import from_function, from_linen, from_nnx
 from jaxmeta.models.conv4 import conv4
 from jaxmeta.models.mlp import linear, mlp
+from jaxmeta.models.precision import PRECISIONS, in_precision
 from jaxmeta.models.resnet12 import resnet12
 
 MODELS = {
@@ -15,4 +16,15 @@ MODELS = {
     "resnet12": resnet12,
 }
 
-__all__ = ["MODELS", "conv4", "from_function", "from_linen", "from_nnx", "linear", "mlp", "resnet12"]
+__all__ = [
+    "MODELS",
+    "PRECISIONS",
+    "conv4",
+    "from_function",
+    "from_linen",
+    "from_nnx",
+    "in_precision",
+    "linear",
+    "mlp",
+    "resnet12",
+]

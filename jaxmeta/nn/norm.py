@@ -17,7 +17,7 @@ def batch_statistics(inputs: jax.Array, weights: jax.Array | None = None) -> tup
       weights: `[examples]`, 0 for padding; None counts every example.
 
     Returns:
-      mean `[channels]`, variance `[channels]`.
+      mean `[channels]`, variance `[channels]`, in float32 if the inputs are in less.
 
     Example:
       >>> import jax.numpy as jnp
@@ -26,6 +26,8 @@ def batch_statistics(inputs: jax.Array, weights: jax.Array | None = None) -> tup
       (2.0, 1.0)
     """
     axes = tuple(range(inputs.ndim - 1))
+    # A sum of many bfloat16 numbers would not be one.
+    inputs = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
     if weights is None:
         mean = jnp.mean(inputs, axes)
         return mean, jnp.mean(jnp.square(inputs - mean), axes)
@@ -65,8 +67,9 @@ class BatchNorm(nn.Module):
         shape = inputs.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
-        kept_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, inputs.dtype)
-        kept_variance = self.variable("batch_stats", "variance", jnp.ones, shape, inputs.dtype)
+        kept = jnp.promote_types(inputs.dtype, jnp.float32)
+        kept_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, kept)
+        kept_variance = self.variable("batch_stats", "variance", jnp.ones, shape, kept)
         if train:
             mean, variance = batch_statistics(inputs, weights)
             if not self.is_initializing():
@@ -76,4 +79,5 @@ class BatchNorm(nn.Module):
         if pool:
             sign = jax.lax.stop_gradient(jnp.where(scale < 0, -1, 1).astype(inputs.dtype))
             inputs = sign * max_pool_2x2(sign * inputs)
-        return (inputs - mean) * (jax.lax.rsqrt(variance + self.epsilon) * scale) + bias
+        factor = jax.lax.rsqrt(variance + self.epsilon) * scale
+        return ((inputs - mean) * factor + bias).astype(inputs.dtype)

@@ -1,0 +1,91 @@
+"""What a configuration stands for: the dataset, the learner, the optimiser and the train step."""
+
+import inspect
+from typing import NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.base import Estimator, MetaLearner
+from jaxmeta.config import Config, ConfigError
+from jaxmeta.data import DATASETS, Dataset
+from jaxmeta.inner import INNER_OPTIMIZERS
+from jaxmeta.losses import CRITERIA, Criterion
+from jaxmeta.metagrad import ESTIMATORS, METAGRADS
+from jaxmeta.models import MODELS, in_precision
+from jaxmeta.nn import LoweringTable
+from jaxmeta.train import TrainStep, make_train_step
+
+
+def is_convolutional(config: Config) -> bool:
+    """Tell whether the model convolves: a task is then enough work for a core of its own."""
+    return "filters" in inspect.signature(MODELS[config.model]).parameters
+
+
+class Parts(NamedTuple):
+    """What a configuration stands for."""
+
+    learner: MetaLearner
+    criterion: Criterion
+    optimizer: optax.GradientTransformation
+    estimator: Estimator
+    train_step: TrainStep
+
+
+def build(config: Config, dataset: Dataset, mesh: Mesh | None = None, lowering: str | LoweringTable = "auto") -> Parts:
+    """Build the learner, the outer optimiser and the train step.
+
+    Args:
+      config: A checked configuration with a `task_chunk`.
+      dataset: The dataset that it names.
+      mesh: Devices to divide the tasks among.
+      lowering: How convolutions are computed, as in `nn.conv2d`; nothing to a model without them.
+
+    Returns:
+      The `Parts`.
+
+    Raises:
+      ConfigError: for an inner loop that the strategy cannot serve.
+    """
+    factory = MODELS[config.model]
+    takes = inspect.signature(factory).parameters
+    options = {"filters": config.filters, "lowering": lowering}
+    outputs = config.ways if dataset.kind == "classification" else 1
+    model = factory(outputs, **{name: value for name, value in options.items() if name in takes})
+    model = in_precision(model, config.precision)
+    criterion = CRITERIA[dataset.kind]
+    try:
+        learner = ALGORITHMS[config.algorithm](
+            model,
+            inner_optimizer=INNER_OPTIMIZERS[config.inner_optimizer](config.inner_lr),
+            num_steps=config.inner_steps,
+            metagrad=METAGRADS[config.metagrad](),
+            proximal=config.proximal,
+            criterion=criterion,
+            norm=config.norm,
+            log_grad_norms=config.log_grad_norms,
+        )
+    except ValueError as error:
+        raise ConfigError(f"--metagrad {config.metagrad}: {error}") from error
+    rate = config.outer_lr
+    if config.outer_schedule == "cosine":
+        rate = optax.cosine_decay_schedule(config.outer_lr, config.steps)
+    optimizer = optax.adam(rate)
+    estimator = ESTIMATORS[config.estimator]()
+    train_step = make_train_step(learner, optimizer, estimator=estimator, task_chunk=config.task_chunk, mesh=mesh)
+    return Parts(learner, criterion, optimizer, estimator, train_step)
+
+
+def load_dataset(config: Config) -> Dataset:
+    """Load the dataset that a configuration names."""
+    loader = DATASETS[config.dataset]
+    takes_split = "split" in inspect.signature(loader).parameters
+    return loader(data_dir=config.data_dir, **({"split": config.split} if takes_split else {}))
+
+
+def norm_in_use(parts: Parts, config: Config, example_inputs: jax.Array) -> str:
+    """Tell which normalisation a result must report: "none" for a model without statistics."""
+    _, state = jax.eval_shape(parts.learner.init, jax.random.key(0), example_inputs)
+    return config.norm if jax.tree.leaves(state) else "none"

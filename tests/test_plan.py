@@ -1,0 +1,213 @@
+"""The planner: what fits, what is fastest, and a run that is given less memory than it wants."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_train import OPTIMIZER, TASKS, learner_of
+
+from jaxmeta import make_train_step
+from jaxmeta.cli import main
+from jaxmeta.plan import (
+    SAME_GRADIENT,
+    Candidate,
+    DoesNotFit,
+    Measured,
+    divisors,
+    fastest_plan,
+    fit_plan,
+    memory_at_hand,
+    program_bytes,
+)
+from jaxmeta.train import compile_steps, fit, init_train_state
+
+# Activations of a few MiB, compiled in no time.
+LARGE = "--dataset sinusoid --tasks 8 --queries 4000 --log-every 2 --checkpoint-every 2 --steps 4".split()
+LARGE += "--outer-schedule constant --eval-episodes 8 --validation-episodes 4 --eval-queries 10".split()
+
+
+def measured(candidate, seconds=None):
+    """A step whose memory grows with the chunk, and is halved by every strategy that keeps less."""
+    num_bytes = 1000 * candidate.task_chunk >> SAME_GRADIENT.index(candidate.metagrad)
+    return Measured(candidate, num_bytes, 0.0, seconds)
+
+
+@pytest.mark.parametrize(
+    ("budget", "chosen"),
+    [
+        (None, Candidate("unrolled", 12)),
+        (12000, Candidate("unrolled", 12)),
+        (11999, Candidate("unrolled", 6)),
+        (3000, Candidate("unrolled", 3)),
+        (2000, Candidate("unrolled", 1)),
+        (500, Candidate("mixed_mode", 1)),
+        (250, Candidate("remat", 1)),
+    ],
+)
+def test_the_first_that_fits(budget, chosen):
+    plan = fit_plan(measured, Candidate("unrolled", 12), budget=budget, others=SAME_GRADIENT)
+    assert plan.chosen == chosen == plan.tried[-1].candidate
+    assert all(one.num_bytes > budget for one in plan.tried[:-1])
+
+
+def test_what_cannot_fit_says_by_how_much_and_what_would():
+    def large(candidate):
+        return measured(candidate)._replace(num_bytes=measured(candidate).num_bytes * 2**20)
+
+    with pytest.raises(DoesNotFit, match="needs 125 MiB .* --metagrad remat_group, and 100 MiB may be used: 25 MiB"):
+        fit_plan(large, Candidate("unrolled", 4), budget=100 * 2**20, others=SAME_GRADIENT)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 48), st.integers(1, 48), st.floats(0.2, 60), st.integers(1000, 60000))
+def test_the_fastest_that_fits(num_tasks, wanted, best_chunk, budget):
+    """Where time has one valley the search ends at its bottom, or at the edge of memory; it never tries one twice."""
+    chunks = divisors(num_tasks)
+    wanted = min(chunks, key=lambda size: abs(size - wanted))
+
+    def measure(candidate):
+        one = measured(candidate)
+        seconds = abs(np.log(candidate.task_chunk / best_chunk)) + 0.1 + 0.01 * SAME_GRADIENT.index(candidate.metagrad)
+        return one._replace(step_seconds=seconds if one.num_bytes <= budget else None)
+
+    plan = fastest_plan(
+        measure, Candidate("unrolled", wanted), num_tasks=num_tasks, budget=budget, others=SAME_GRADIENT
+    )
+    tried = [one.candidate for one in plan.tried]
+    assert len(set(tried)) == len(tried)
+    timed = [one for one in plan.tried if one.step_seconds is not None]
+    chosen = next(one for one in plan.tried if one.candidate == plan.chosen)
+    assert chosen.num_bytes <= budget and chosen.step_seconds == min(one.step_seconds for one in timed)
+
+
+def fresh_state(source):
+    return init_train_state(jax.random.key(0), learner_of(), OPTIMIZER, source, num_tasks=TASKS)
+
+
+def test_prediction_is_what_xla_says_and_a_chunk_costs_less(source):
+    def program(chunk):
+        train_step = make_train_step(learner_of(), OPTIMIZER, task_chunk=chunk)
+        state = jax.eval_shape(lambda: fresh_state(source))
+        return compile_steps(train_step, state, source, jax.random.key(0), num_tasks=TASKS)
+
+    one, whole = program(1), program(TASKS)
+    memory = one.memory_analysis()
+    # The state is donated and counts once, beside the pool; what comes back beyond it is a few metrics.
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves((fresh_state(source), source.pool)))
+    assert program_bytes(one) == pytest.approx(memory.temp_size_in_bytes + held, rel=0.02)
+    assert program_bytes(one) < program_bytes(whole)
+
+
+def test_fit_runs_a_program_that_was_compiled_before(source):
+    train_step = make_train_step(learner_of(), OPTIMIZER, task_chunk=2)
+    key, options = jax.random.key(3), {"num_tasks": TASKS, "steps_per_call": 4}
+
+    program = compile_steps(train_step, fresh_state(source), source, key, **options)
+    lengths = []
+
+    def counted(*args):
+        lengths.append(int(args[-1]))
+        return program(*args)
+
+    given_one = fit(train_step, fresh_state(source), source, key, num_steps=6, program=counted, **options)
+    own = fit(train_step, fresh_state(source), source, key, num_steps=6, **options)
+    assert lengths == [4, 2]
+    for one, other in zip(jax.tree.leaves(given_one), jax.tree.leaves(own), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_memory_at_hand_is_a_share_of_the_machine():
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < memory_at_hand() * len(jax.local_devices()) < total
+
+
+def stored(out):
+    return json.loads((out / "config.json").read_text())
+
+
+def test_a_run_with_less_memory_takes_smaller_chunks(tmp_path, capsys):
+    roomy, tight = tmp_path / "roomy", tmp_path / "tight"
+    assert main(["train", *LARGE, "--task-chunk", "8", "--out", str(roomy)]) == 0
+    said = capsys.readouterr()
+    needed = int(said.err.split(" MiB a device")[0].split()[-1])
+    assert stored(roomy)["task_chunk"] == 8 and not (roomy / "plan.md").exists()
+    budget = str(needed // 2 + 1)
+    assert main(["train", *LARGE, "--task-chunk", "8", "--memory-mib", budget, "--out", str(tight)]) == 0
+    assert stored(tight)["task_chunk"] < 8 and "does not fit" in (tight / "plan.md").read_text()
+    one, other = (json.loads((out / "result.json").read_text())["mse"] for out in (roomy, tight))
+    assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_a_budget_that_cannot_be_met_leaves_nothing(tmp_path, capsys):
+    out = tmp_path / "none"
+    assert main(["train", *LARGE, "--queries", "100000", "--memory-mib", "1", "--out", str(out)]) == 2
+    message = capsys.readouterr().err
+    assert "and 1 MiB may be used" in message and "too much. Use fewer queries" in message
+    assert not out.exists()
+
+
+def test_a_plan_that_is_searched_for_is_kept_and_resumed(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", *LARGE, "--plan", "auto", "--out", str(out)]) == 0
+    table = (out / "plan.md").read_text()
+    metagrad, chunk = next(line for line in table.splitlines() if "chosen" in line).split("|")[1:3]
+    assert (stored(out)["metagrad"], stored(out)["task_chunk"]) == (metagrad.strip(), int(chunk))
+    capsys.readouterr()
+    assert main(["train", "--resume", "--out", str(out), "--steps", "6", "--plan", "auto"]) == 0
+    assert capsys.readouterr().err.count("tasks at once") == 1
+    assert stored(out)["task_chunk"] == int(chunk)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--plan", "atuo"], "Unknown plan 'atuo'. Did you mean 'auto'?"),
+        (["--memory-mib", "0"], "--memory-mib must be at least 1"),
+        (["--plan", "auto", "--seeds", "2"], "are for a single run"),
+    ],
+)
+def test_bad_requests(tmp_path, capsys, arguments, message):
+    assert main(["train", *LARGE, *arguments, "--out", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_plan_shows_what_was_tried_and_trains_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", *LARGE]) == 0
+    table = capsys.readouterr().out
+    assert table.count("chosen") == 1 and "slower" in table and "the fastest that fits" in table
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_renews_the_table_of_lowerings(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "lowerings.json"
+    monkeypatch.setattr("jaxmeta.planning.lowerings_file", lambda kind: path)
+    small = "--dataset glyphs --filters 2 --tasks 2 --ways 2 --log-every 1 --plan quick --lowerings".split()
+    assert main(["plan", *small]) == 0
+    said = capsys.readouterr().out
+    assert f"Written: {path}" in said and "kernel of" in said
+    rows = json.loads(path.read_text())["rows"]
+    assert {row["platform"] for row in rows} == {"cpu"} and {row["case"]["missing"] for row in rows} > {"output"}
+
+
+SPLIT = """
+import jax
+from jaxmeta.machine import Machine, open_mesh
+mesh = open_mesh(Machine(devices={devices}), 4, divide_cpu={divide})
+print(1 if mesh is None else mesh.size, len(jax.devices()))
+"""
+
+
+@pytest.mark.parametrize(("devices", "divide", "most"), [(None, True, 4), (None, False, 1), (1, True, 1)])
+def test_cores_are_devices_where_that_pays(devices, divide, most):
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
+    code = SPLIT.format(devices=devices, divide=divide)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    size = min(most, len(os.sched_getaffinity(0)))
+    assert run.stdout.split() == [str(size), str(size)]
