@@ -26,7 +26,6 @@ from jaxmeta import (
 )
 from jaxmeta.nn import BatchNorm
 
-
 KEY = jax.random.key(2)
 
 
