@@ -200,19 +200,19 @@ def fastest_plan(
     measure: Callable[[Candidate], Measured],
     wanted: Candidate,
     *,
-    num_tasks: int,
+    chunks: Sequence[int],
     budget: int | None,
     others: Sequence[str] = (),
 ) -> Plan:
     """Search for the fastest candidate that fits, from what is wanted on.
 
-    The chunk goes up and down among the divisors of the tasks, about by half, while steps
-    become faster; with the best chunk the strategies are tried. What does not fit is not run.
+    The chunk goes up and down among those given, about by half, while steps become faster; with
+    the best chunk the strategies are tried. What does not fit is not run.
 
     Args:
       measure: Compiles a candidate, and runs it if it is within the budget.
       wanted: What to begin with.
-      num_tasks: Tasks in a step on each device.
+      chunks: What a chunk may be.
       budget: Bytes that a device may use; None for no limit.
       others: Strategies that may take the place of the wanted one.
 
@@ -225,7 +225,7 @@ def fastest_plan(
     Example:
       >>> def measure(candidate):
       ...     return Measured(candidate, 100 * candidate.task_chunk, 0.0, 1.0 / candidate.task_chunk)
-      >>> fastest_plan(measure, Candidate("unrolled", 2), num_tasks=16, budget=500).chosen
+      >>> fastest_plan(measure, Candidate("unrolled", 2), chunks=[1, 2, 4, 8], budget=500).chosen
       Candidate(metagrad='unrolled', task_chunk=4)
     """
     tried = list(fit_plan(measure, wanted, budget=budget, others=others).tried)
@@ -242,20 +242,21 @@ def fastest_plan(
         return True
 
     for next_chunk in (_twice, _half):
-        chunk: int | None = best.candidate.task_chunk
-        while (chunk := next_chunk(chunk, num_tasks)) and better(best.candidate._replace(task_chunk=chunk)):
+        while (chunk := next_chunk(best.candidate.task_chunk, chunks)) and better(
+            best.candidate._replace(task_chunk=chunk)
+        ):
             pass
     for metagrad in others:
         better(best.candidate._replace(metagrad=metagrad))
     return Plan(best.candidate, tuple(tried), budget)
 
 
-def _twice(chunk: int, num_tasks: int) -> int | None:
-    return min((size for size in divisors(num_tasks) if size >= 2 * chunk), default=None)
+def _twice(chunk: int, chunks: Sequence[int]) -> int | None:
+    return min((size for size in chunks if size >= 2 * chunk), default=None)
 
 
-def _half(chunk: int, num_tasks: int) -> int | None:
-    return max((size for size in divisors(num_tasks) if 2 * size <= chunk), default=None)
+def _half(chunk: int, chunks: Sequence[int]) -> int | None:
+    return max((size for size in chunks if 2 * size <= chunk), default=None)
 
 
 def plan_table(plan: Plan) -> str:

@@ -23,6 +23,7 @@ from jaxmeta.plan import (
     DoesNotFit,
     Measured,
     Plan,
+    divisors,
     fastest_plan,
     fit_plan,
     memory_at_hand,
@@ -110,7 +111,9 @@ def plan_run(
     try:
         if search:
             on_device = config.tasks if mesh is None else math.ceil(config.tasks / mesh.shape[devices.TASKS])
-            plan = fastest_plan(measure, wanted, num_tasks=on_device, budget=budget, others=others)
+            # As many as are on a device are all of them; a chunk of more would be the same program.
+            chunks = [size for size in divisors(config.tasks) if size <= on_device]
+            plan = fastest_plan(measure, wanted, chunks=chunks, budget=budget, others=others)
         else:
             plan = fit_plan(measure, wanted, budget=budget, others=others)
     except DoesNotFit as error:

@@ -76,9 +76,8 @@ def test_the_fastest_that_fits(num_tasks, wanted, best_chunk, budget):
         seconds = abs(np.log(candidate.task_chunk / best_chunk)) + 0.1 + 0.01 * SAME_GRADIENT.index(candidate.metagrad)
         return one._replace(step_seconds=seconds if one.num_bytes <= budget else None)
 
-    plan = fastest_plan(
-        measure, Candidate("unrolled", wanted), num_tasks=num_tasks, budget=budget, others=SAME_GRADIENT
-    )
+    plan = fastest_plan(measure, Candidate("unrolled", wanted), chunks=chunks, budget=budget, others=SAME_GRADIENT)
+    assert plan.chosen.task_chunk in chunks
     tried = [one.candidate for one in plan.tried]
     assert len(set(tried)) == len(tried)
     timed = [one for one in plan.tried if one.step_seconds is not None]
