@@ -152,7 +152,11 @@ def _system_memory() -> int | None:
 
 
 def fit_plan(
-    measure: Callable[[Candidate], Measured], wanted: Candidate, *, budget: int | None, others: Sequence[str] = ()
+    measure: Callable[[Candidate], Measured | None],
+    wanted: Candidate,
+    *,
+    budget: int | None,
+    others: Sequence[str] = (),
 ) -> Plan:
     """Take what is wanted if it fits in memory, else the next smaller that does.
 
@@ -160,7 +164,7 @@ def fit_plan(
     one that keeps less.
 
     Args:
-      measure: Compiles a candidate; need not run it.
+      measure: Compiles a candidate; need not run it. None for a strategy that cannot serve the run.
       wanted: What to begin with.
       budget: Bytes that a device may use; None for no limit.
       others: Strategies that may take the place of the wanted one.
@@ -184,8 +188,11 @@ def fit_plan(
         queue.append(wanted._replace(task_chunk=chunk))
     queue += [Candidate(metagrad, 1) for metagrad in others if metagrad != wanted.metagrad]
     for candidate in queue:
-        tried.append(measure(candidate))
-        if budget is None or tried[-1].num_bytes <= budget:
+        one = measure(candidate)
+        if one is None:
+            continue
+        tried.append(one)
+        if budget is None or one.num_bytes <= budget:
             return Plan(candidate, tuple(tried), budget)
     assert budget is not None
     least = min(tried, key=lambda one: one.num_bytes)
@@ -197,7 +204,7 @@ def fit_plan(
 
 
 def fastest_plan(
-    measure: Callable[[Candidate], Measured],
+    measure: Callable[[Candidate], Measured | None],
     wanted: Candidate,
     *,
     chunks: Sequence[int],
@@ -210,7 +217,8 @@ def fastest_plan(
     the best chunk the strategies are tried. What does not fit is not run.
 
     Args:
-      measure: Compiles a candidate, and runs it if it is within the budget.
+      measure: Compiles a candidate, and runs it if it is within the budget. None for a strategy that cannot
+        serve the run.
       wanted: What to begin with.
       chunks: What a chunk may be.
       budget: Bytes that a device may use; None for no limit.
@@ -235,10 +243,14 @@ def fastest_plan(
         nonlocal best
         if any(one.candidate == candidate for one in tried):
             return False
-        tried.append(measure(candidate))
-        if tried[-1].step_seconds is None or tried[-1].step_seconds >= (best.step_seconds or 0.0):
+        one = measure(candidate)
+        if one is None:
             return False
-        best = tried[-1]
+        tried.append(one)
+        too_large = budget is not None and one.num_bytes > budget
+        if too_large or one.step_seconds is None or one.step_seconds >= (best.step_seconds or 0.0):
+            return False
+        best = one
         return True
 
     for next_chunk in (_twice, _half):

@@ -88,12 +88,24 @@ def plan_run(
     budget = _agreed(budget)
     programs: dict[Candidate, jax.stages.Compiled] = {}
 
-    def measure(candidate: Candidate) -> Measured:
-        parts = with_config(workspace, _with(config, candidate), mesh).parts
+    def measure(candidate: Candidate) -> Measured | None:
+        try:
+            planned = with_config(workspace, _with(config, candidate), mesh)
+            if candidate.metagrad != wanted.metagrad:
+                trace_step(planned)
+        except ConfigError as error:
+            say(f"{candidate.metagrad} cannot serve this run: {error}")
+            return None
         state, source = jax.eval_shape(begin), workspace.sources["train"]
         clock = time.perf_counter()
         program = programs[candidate] = compile_steps(
-            parts.train_step, state, source, key, num_tasks=config.tasks, steps_per_call=config.log_every, mesh=mesh
+            planned.parts.train_step,
+            state,
+            source,
+            key,
+            mesh=mesh,
+            num_tasks=config.tasks,
+            steps_per_call=config.log_every,
         )
         compile_seconds, num_bytes = time.perf_counter() - clock, program_bytes(program)
         seconds = None

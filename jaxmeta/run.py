@@ -97,8 +97,17 @@ def train_run(
     with Reporter(config.steps, int(train_state.step), silent=silent) as reporter, stop_on_signal() as stop:
         for line in said:
             reporter.say(line)
-        limits = {"search": search and not resume, "memory_mib": memory_mib}
-        workspace, program, plan = plan_run(workspace, begin, key_train, mesh=mesh, say=reporter.say, **limits)
+        search = search and not resume
+
+        def say(text: str) -> None:
+            reporter.say(text)
+            # A search is long, and there is nothing yet to save.
+            if search and processes.any_process(stop["signal"] is not None):
+                raise KeyboardInterrupt
+
+        workspace, program, plan = plan_run(
+            workspace, begin, key_train, mesh=mesh, search=search, memory_mib=memory_mib, say=say
+        )
         processes.on_first(partial(_keep, out, workspace, plan))
         try:
             train_state = _train(out, workspace, train_state, key_train, reporter, stop, began, mesh, program)

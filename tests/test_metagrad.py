@@ -104,7 +104,7 @@ def test_implicit_closed_forms(x64):
     assert optax.tree.norm(optax.tree.sub(gradient_on(case, early), case.implicit())) > 1e-3
 
 
-# By default each optimiser meets mixed mode and one way of rematerialising; -m slow runs the others.
+# By default each optimiser meets mixed mode and one way of rematerialising on one network; -m slow runs the others.
 ON_NETWORKS = {
     "sgd": {"step": unrolled(remat="step"), "mixed": mixed_mode()},
     "momentum": {"policy": unrolled(remat="dots_saveable"), "mixed": mixed_mode()},
@@ -126,8 +126,7 @@ def assert_agree_on_network(problem, metagrads):
     return reference, gradient_by
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize(("problem", "name"), [("conv4", "sgd"), ("transformer", "momentum"), ("conv4", "adam")])
 def test_strategies_agree_on_networks(x64, problem, name):
     """Five inner steps; theta holds the start, the learning rates and the weights of the examples."""
     assert_agree_on_network(PROBLEMS[problem](name), ON_NETWORKS[name].values())

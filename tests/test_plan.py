@@ -56,6 +56,16 @@ def test_the_first_that_fits(budget, chosen):
     assert all(one.num_bytes > budget for one in plan.tried[:-1])
 
 
+def test_a_strategy_that_cannot_serve_is_passed_over():
+    def measure(candidate):
+        return None if candidate.metagrad == "mixed_mode" else measured(candidate, 1.0)
+
+    options = {"budget": 500, "others": SAME_GRADIENT}
+    assert fit_plan(measure, Candidate("unrolled", 2), **options).chosen == Candidate("remat", 1)
+    plan = fastest_plan(measure, Candidate("unrolled", 2), chunks=[1, 2], **options)
+    assert "mixed_mode" not in {one.candidate.metagrad for one in plan.tried}
+
+
 def test_what_cannot_fit_says_by_how_much_and_what_would():
     def large(candidate):
         return measured(candidate)._replace(num_bytes=measured(candidate).num_bytes * 2**20)
