@@ -135,11 +135,8 @@ def memory_at_hand() -> int | None:
 
 
 def _system_memory() -> int | None:
-    meminfo, limit, used = (
-        Path("/proc/meminfo"),
-        Path("/sys/fs/cgroup/memory.max"),
-        Path("/sys/fs/cgroup/memory.current"),
-    )
+    meminfo, container = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    limit, used = container / "memory.max", container / "memory.current"
     if meminfo.exists():
         line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
         available = int(line.split()[1]) * 1024
