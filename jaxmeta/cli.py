@@ -158,6 +158,7 @@ def _plan(arguments: list[str]) -> None:
 
 
 def _evaluate(arguments: list[str]) -> None:
+    from jaxmeta.folder import read_config
     from jaxmeta.run import evaluate_run
 
     options = tyro.cli(EvaluateOptions, args=arguments, prog="jaxmeta evaluate")
@@ -165,6 +166,7 @@ def _evaluate(arguments: list[str]) -> None:
     for name, value, least in (("episodes", options.episodes, 2), ("eval-inner-steps", options.eval_inner_steps, 0)):
         if value is not None and value < least:
             raise ConfigError(f"--{name} must be at least {least}; given {value}.")
+    config = read_config(options.run)
     result = evaluate_run(
         options.run,
         episodes=options.episodes,
@@ -172,7 +174,7 @@ def _evaluate(arguments: list[str]) -> None:
         split=options.split,
         latest=options.latest,
         data_dir=options.data_dir,
-        mesh=open_mesh(Machine(), 1000),
+        mesh=open_mesh(Machine(), config.eval_episodes, divide_cpu=is_convolutional(config)),
     )
     for step in result["damaged_checkpoints"]:
         print(f"checkpoint of step {step} is damaged and was passed over", file=sys.stderr)

@@ -45,7 +45,7 @@ def open_mesh(machine: Machine, tasks: int, *, divide_cpu: bool = True) -> Mesh 
       machine: What was asked for.
       tasks: Tasks in a step: more devices than these would stand idle.
       divide_cpu: Let each core of a CPU be a device, if no number was asked for. On two cores a step of
-        convolutions then took 0.6 to 0.8 of the time; one that takes less than a millisecond, 1.6 times as long.
+        convolutions then took 0.7 to 0.9 of the time; one that takes less than a millisecond, 1.7 times as long.
 
     Returns:
       A mesh, or None for a single device.

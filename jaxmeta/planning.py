@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxmeta import devices, processes
-from jaxmeta.base import Key, TrainState
+from jaxmeta.base import Key, PyTree, TrainState
 from jaxmeta.bench.lowerings import describe, measure_lowerings
 from jaxmeta.config import Config, ConfigError
 from jaxmeta.folder import load_lowerings, lowerings_file, save_lowerings
@@ -83,8 +83,16 @@ def plan_run(
     Raises:
       ConfigError: if nothing fits.
     """
-    config = workspace.config
-    budget = memory_at_hand() if memory_mib is None else memory_mib * 2**20
+    config, source = workspace.config, workspace.sources["train"]
+    if mesh is not None:
+        # Once for all candidates, and for the run.
+        source = source._replace(pool=devices.replicate(source.pool, mesh))
+        workspace = workspace._replace(sources=workspace.sources | {"train": source})
+    state = jax.eval_shape(begin)
+    budget = None if memory_mib is None else memory_mib * 2**20
+    if budget is None and (free := memory_at_hand()) is not None:
+        # A program's data and state count as its own, and are there already.
+        budget = free + _bytes_of((state, source.pool))
     budget = _agreed(budget)
     programs: dict[Candidate, jax.stages.Compiled] = {}
 
@@ -96,7 +104,6 @@ def plan_run(
         except ConfigError as error:
             say(f"{candidate.metagrad} cannot serve this run: {error}")
             return None
-        state, source = jax.eval_shape(begin), workspace.sources["train"]
         clock = time.perf_counter()
         program = programs[candidate] = compile_steps(
             planned.parts.train_step,
@@ -137,6 +144,10 @@ def _with(config: Config, candidate: Candidate) -> Config:
     return dataclasses.replace(config, **candidate._asdict())
 
 
+def _bytes_of(tree: PyTree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def _agreed(value):
     """Give what the first process has: all must decide alike."""
     return json.loads(processes.from_first(lambda: json.dumps(value)))
@@ -146,7 +157,7 @@ def _time_step(program, train_state, workspace: Workspace, key: Key, mesh: Mesh 
     """Give the seconds of a step, the same in every process."""
     pool = workspace.sources["train"].pool
     if mesh is not None:
-        train_state, pool = devices.place(train_state, mesh), devices.replicate(pool, mesh)
+        train_state = devices.place(train_state, mesh)
     length, seconds = 1, 0.0
     for _ in range(3):
         clock = time.perf_counter()

@@ -23,6 +23,17 @@ def test_scan_equals_python_loop(x64):
     assert int(result.opt_state[0].count) == 4
 
 
+@pytest.mark.parametrize(("size", "num_steps", "written_out"), [(10, 3, 3), (10, 12, 5), (10_000, 3, 1)])
+def test_steps_over_few_numbers_are_written_out(size, num_steps, written_out):
+    """So much at once, and no more with more steps; where the arithmetic counts it stays a loop."""
+
+    def solve(start):
+        return inner_loop(objective, optax.sgd(0.1), num_steps)(start, (), (), 0.0, jax.random.key(0)).phi
+
+    scans = [one for one in jax.make_jaxpr(solve)(jnp.ones(size)).eqns if one.primitive.name == "scan"]
+    assert [(one.params["length"], one.params["unroll"]) for one in scans] == [(num_steps, written_out)]
+
+
 def test_no_steps_returns_the_start():
     result = inner_loop(objective, optax.sgd(0.1), 0)(jnp.ones(2), (), (), 0.0, jax.random.key(0))
     np.testing.assert_array_equal(result.phi, jnp.ones(2))

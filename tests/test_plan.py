@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ from test_train import OPTIMIZER, TASKS, learner_of
 
 from jaxmeta import make_train_step
 from jaxmeta.cli import main
+from jaxmeta.config import PRESETS
 from jaxmeta.plan import (
     SAME_GRADIENT,
     Candidate,
@@ -25,7 +28,9 @@ from jaxmeta.plan import (
     memory_at_hand,
     program_bytes,
 )
+from jaxmeta.planning import plan_run
 from jaxmeta.train import compile_steps, fit, init_train_state
+from jaxmeta.workspace import make_state, open_workspace
 
 # Activations of a few MiB, compiled in no time.
 LARGE = "--dataset sinusoid --tasks 8 --queries 4000 --log-every 2 --checkpoint-every 2 --steps 4".split()
@@ -134,6 +139,17 @@ def test_fit_runs_a_program_that_was_compiled_before(source):
 def test_memory_at_hand_is_a_share_of_the_machine():
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < memory_at_hand() * len(jax.local_devices()) < total
+
+
+def test_what_is_there_already_is_not_asked_for_again(monkeypatch):
+    """The data and the state are in the program's bytes, and no longer in the memory at hand."""
+    monkeypatch.setattr("jaxmeta.planning.memory_at_hand", lambda: 10**8)
+    workspace = open_workspace(replace(PRESETS["sinusoid-maml"], tasks=2, log_every=1))
+    pool = np.zeros(1000, np.float32)
+    sources = workspace.sources | {"train": workspace.sources["train"]._replace(pool=pool)}
+    begin = partial(make_state, workspace, jax.random.key(0))
+    planned = plan_run(workspace._replace(sources=sources), begin, jax.random.key(0))
+    assert planned.plan.budget == 10**8 + pool.nbytes + sum(leaf.nbytes for leaf in jax.tree.leaves(begin()))
 
 
 def stored(out):

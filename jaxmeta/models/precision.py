@@ -17,9 +17,9 @@ def in_precision(model: Model, precision: str) -> Model:
 
     Args:
       model: The model.
-      precision: "float32": float32 products; "tf32": of 10-bit mantissas on hardware that has
-        them, about 1e-3; "bfloat16": parameters and inputs are rounded to 8 bits, about 1e-2,
-        and normalisation statistics are computed in float32.
+      precision: "float32": float32 products; "tf32": products of mantissas with 10 bits, on hardware
+        that has them; "bfloat16": parameters and inputs are rounded to mantissas of 7 bits, and
+        normalisation statistics are computed in float32. What is in float64 stays in float64.
 
     Returns:
       The `Model`.
