@@ -15,7 +15,8 @@ import dataclasses
 import json
 from pathlib import Path
 
-from jaxmeta.config import PRESETS, Config, check_config
+from jaxmeta.config import Config, check_config
+from jaxmeta.presets import PRESETS
 from jaxmeta.run import train_run
 
 SETTINGS = ("5w1s", "5w5s", "20w1s", "20w5s")

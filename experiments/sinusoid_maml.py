@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from jaxmeta.config import PRESETS
+from jaxmeta.presets import PRESETS
 from jaxmeta.run import evaluate_run, train_run
 
 PAPER = {1: 0.67, 5: 0.38, 10: 0.35}

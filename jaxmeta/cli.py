@@ -10,13 +10,12 @@ import logging
 import os
 import sys
 import warnings
-from pathlib import Path
 
 import tyro
 
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.bench import LOADS
-from jaxmeta.config import DEFAULT_PRESETS, PRESETS, Config, ConfigError, check_config, check_name, to_json
+from jaxmeta.config import ConfigError, check_config, check_name
 from jaxmeta.data import DATASETS, DataError
 from jaxmeta.data.pools import cache_dir
 from jaxmeta.inner import INNER_OPTIMIZERS
@@ -25,7 +24,9 @@ from jaxmeta.metagrad import ESTIMATORS, METAGRADS
 from jaxmeta.models import MODELS
 from jaxmeta.options import BenchOptions, EvaluateOptions, PlanOptions, SweepOptions, TrainOptions
 from jaxmeta.parts import is_convolutional
+from jaxmeta.presets import PRESETS
 from jaxmeta.processes import is_first, is_joined, leave
+from jaxmeta.start import default_out, refuse_changes, split_preset, stored_config
 
 USAGE = """\
 usage: jaxmeta COMMAND [OPTIONS]
@@ -41,9 +42,6 @@ commands:
 
 `jaxmeta COMMAND --help` explains every option with its default.
 """
-
-# What may differ when a run is continued: none of it changes a step that was already taken.
-MAY_CHANGE = {"steps", "data_dir", "tensorboard"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -92,14 +90,14 @@ def _train(arguments: list[str]) -> None:
     from jaxmeta.run import Interrupted, train_run
     from jaxmeta.sweep import train_sweep
 
-    preset, rest = _split_preset(arguments)
-    stored = _stored_config(rest)
+    preset, start, rest = split_preset(arguments)
+    stored = stored_config(rest)
     if stored and rest is not arguments:
         raise ConfigError(f"--resume goes on with the run's own settings: leave the preset {preset!r} out.")
     options = tyro.cli(
         TrainOptions,
         args=rest,
-        default=TrainOptions(stored or PRESETS[preset]),
+        default=TrainOptions(stored or start),
         prog="jaxmeta train [PRESET]",
         description=f"Meta-train into a run folder, then judge the best checkpoint on held-out classes. "
         f"Presets: {', '.join(PRESETS)}. Defaults below are those of {'the run' if stored else preset}.",
@@ -107,14 +105,14 @@ def _train(arguments: list[str]) -> None:
     config, place = options.config, options.place
     check_config(config)
     if stored is not None:
-        _refuse_changes(stored, config, place.out)
+        refuse_changes(stored, config, place.out)
     if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ConfigError("--tensorboard needs tensorboardX. Install it with: pip install 'jaxmeta[tensorboard]'.")
     several = options.sweep != SweepOptions()
     # What is divided among the devices: tasks of one run, or the runs of several.
     shared = options.sweep.seeds * max(len(options.sweep.inner_lrs), 1) if several else config.tasks
     mesh = open_mesh(options.machine, max(shared, 1), divide_cpu=is_convolutional(config))
-    out = place.out or _default_out(config)
+    out = place.out or default_out(config)
     try:
         if several:
             if options.machine.plan != Machine.plan or options.machine.memory_mib is not None:
@@ -134,11 +132,11 @@ def _train(arguments: list[str]) -> None:
 def _plan(arguments: list[str]) -> None:
     from jaxmeta.planning import show_plan
 
-    preset, rest = _split_preset(arguments)
+    preset, start, rest = split_preset(arguments)
     options = tyro.cli(
         PlanOptions,
         args=rest,
-        default=PlanOptions(PRESETS[preset]),
+        default=PlanOptions(start),
         prog="jaxmeta plan [PRESET]",
         description=f"Time the ways of computing a step of a run here, and show which is chosen; nothing is trained. "
         f"Presets: {', '.join(PRESETS)}. Defaults below are those of {preset}.",
@@ -222,59 +220,6 @@ def _list(arguments: list[str]) -> None:
     }
     for name, table in tables.items():
         print(f"{name + ':':17} {', '.join(table)}")
-
-
-def _split_preset(arguments: list[str]) -> tuple[str, list[str]]:
-    """Find what the options start from: a named preset, or that of the dataset."""
-    if arguments and not arguments[0].startswith("-"):
-        check_name("preset", arguments[0], PRESETS)
-        return arguments[0], arguments[1:]
-    dataset = _value_of(arguments, "dataset") or "glyphs"
-    check_name("dataset", dataset, DATASETS)
-    return DEFAULT_PRESETS[dataset], arguments
-
-
-def _stored_config(arguments: list[str]) -> Config | None:
-    """Read the configuration of the run that is to be continued, if one is."""
-    if "--resume" not in arguments:
-        return None
-    from jaxmeta.folder import read_config
-
-    out = _value_of(arguments, "out")
-    if out is None:
-        raise ConfigError("--resume needs --out RUN, the folder of the run to continue.")
-    return read_config(Path(out))
-
-
-def _value_of(arguments: list[str], name: str) -> str | None:
-    """Look an option up before the options are parsed: it decides on their defaults."""
-    flag, value = f"--{name}", None
-    # The last one counts, as it does when they are parsed.
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
-        if argument == flag:
-            value = following
-        elif argument.startswith(flag + "="):
-            value = argument[len(flag) + 1 :]
-    return value
-
-
-def _refuse_changes(stored: Config, config: Config, out: Path | None) -> None:
-    before, after = to_json(stored), to_json(config)
-    changed = [name for name in before if before[name] != after[name] and name not in MAY_CHANGE]
-    if changed:
-        pairs = ", ".join(f"--{name.replace('_', '-')} {before[name]} -> {after[name]}" for name in changed)
-        raise ConfigError(f"The run in {out} cannot be continued with other settings ({pairs}). Leave them out.")
-    if config.steps != stored.steps and config.outer_schedule != "constant":
-        raise ConfigError(
-            f"--steps {stored.steps} -> {config.steps} would change the learning rates of the steps already taken, "
-            f"since --outer-schedule is {config.outer_schedule}. Leave it out, or train anew."
-        )
-
-
-def _default_out(config: Config) -> Path:
-    size = f"{config.ways}w{config.shots}s" if config.dataset != "sinusoid" else f"{config.shots}s"
-    how = config.metagrad if config.estimator == "exact" else config.estimator
-    return Path("runs") / f"{config.dataset}-{config.algorithm}-{how}-{size}-seed{config.seed}"
 
 
 def _prepare_jax() -> None:

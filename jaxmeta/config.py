@@ -1,4 +1,4 @@
-"""The configuration of a run, and its presets."""
+"""The configuration of a run."""
 
 import dataclasses
 import difflib
@@ -7,15 +7,16 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxmeta.algorithms import ALGORITHMS, NORMS
+from jaxmeta.algorithms import ALGORITHMS, NORMS, options_of
 from jaxmeta.data import DATASETS
 from jaxmeta.inner import INNER_OPTIMIZERS
 from jaxmeta.metagrad import ESTIMATORS, METAGRADS
 from jaxmeta.models import MODELS, PRECISIONS
 
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = ("constant", "cosine", "linear")
+OUTER_OPTIMIZERS = ("adam", "sgd")
 # The least value of a whole number, where it is not 1. An interval needs two tasks.
-LEAST = {"seed": 0, "inner_steps": 0, "eval_inner_steps": 0, "validation_episodes": 2, "eval_episodes": 2}
+LEAST = {"seed": 0, "context": 0, "inner_steps": 0, "eval_inner_steps": 0, "validation_episodes": 2, "eval_episodes": 2}
 # Other numbers than whole ones are positive, but for these.
 MAY_BE_ZERO = {"proximal"}
 
@@ -41,10 +42,15 @@ class Config:
     model: Annotated[str, _choice(MODELS, "The network.")] = "conv4-stride"
     precision: Annotated[str, _choice(PRECISIONS, "How exactly the network computes.")] = "float32"
     filters: Annotated[int, tyro.conf.arg(help="Channels of each block of a convolutional model.")] = 32
-    norm: Annotated[str, _choice(NORMS, "Whose statistics normalise the query set: its own, or the support set's.")] = (
-        "inductive"
-    )
+    context: Annotated[int, tyro.conf.arg(help="Context parameters of the model, which cavia adapts.")] = 0
+    norm: Annotated[
+        str,
+        _choice(NORMS, "Whose statistics normalise the query set: its own, the support set's, or those of training."),
+    ] = "inductive"
     ways: Annotated[int, tyro.conf.arg(help="Classes in a task.")] = 5
+    train_ways: Annotated[
+        int | None, tyro.conf.arg(help="Classes in a task of training; None: --ways. For learners without outputs.")
+    ] = None
     shots: Annotated[int, tyro.conf.arg(help="Support examples of each class.")] = 1
     queries: Annotated[int, tyro.conf.arg(help="Query examples of each class in training.")] = 1
     eval_queries: Annotated[int, tyro.conf.arg(help="Query examples of each class in evaluation.")] = 15
@@ -54,8 +60,11 @@ class Config:
     inner_optimizer: Annotated[str, _choice(INNER_OPTIMIZERS, "Optimiser of the inner loop.")] = "sgd"
     proximal: Annotated[float, tyro.conf.arg(help="Pull of the adapted parameters to where they began.")] = 0.0
     log_grad_norms: Annotated[bool, tyro.conf.arg(help="Log the norm of the gradient at every inner step.")] = False
-    outer_lr: Annotated[float, tyro.conf.arg(help="Learning rate of the outer loop (Adam).")] = 3e-3
-    outer_schedule: Annotated[str, _choice(SCHEDULES, "Course of the outer rate; cosine ends at 0.")] = "cosine"
+    outer_optimizer: Annotated[str, _choice(OUTER_OPTIMIZERS, "Optimiser of the outer loop.")] = "adam"
+    outer_lr: Annotated[float, tyro.conf.arg(help="Learning rate of the outer loop.")] = 3e-3
+    outer_schedule: Annotated[str, _choice(SCHEDULES, "Course of the outer rate; cosine and linear end at 0.")] = (
+        "cosine"
+    )
     tasks: Annotated[int, tyro.conf.arg(help="Tasks in an outer step.")] = 16
     steps: Annotated[int, tyro.conf.arg(help="Outer steps.")] = 2000
     seed: Annotated[int, tyro.conf.arg(help="Seed of the initialisation and of the training tasks.")] = 0
@@ -71,51 +80,6 @@ class Config:
     )
 
 
-# The query set as in MAML's code: as many images of a class as shots, in training and in evaluation.
-_OMNIGLOT = Config(
-    dataset="omniglot",
-    norm="transductive",
-    filters=64,
-    queries=1,
-    eval_queries=1,
-    tasks=32,
-    steps=4500,
-    checkpoint_every=250,
-)
-_TWENTY_WAY = {"ways": 20, "inner_steps": 5, "eval_inner_steps": 5, "inner_lr": 0.1, "tasks": 16}
-_FIVE_SHOT = {"shots": 5, "queries": 5, "eval_queries": 5}
-
-PRESETS = {
-    "glyphs-maml-5w1s": Config(),
-    "omniglot-maml-5w1s": _OMNIGLOT,
-    "omniglot-maml-5w5s": dataclasses.replace(_OMNIGLOT, **_FIVE_SHOT),
-    "omniglot-maml-20w1s": dataclasses.replace(_OMNIGLOT, **_TWENTY_WAY),
-    "omniglot-maml-20w5s": dataclasses.replace(_OMNIGLOT, **_TWENTY_WAY, **_FIVE_SHOT),
-    "sinusoid-maml": Config(
-        dataset="sinusoid",
-        model="mlp",
-        ways=1,
-        shots=5,
-        queries=10,
-        eval_queries=100,
-        inner_lr=0.01,
-        eval_inner_steps=1,
-        outer_lr=1e-3,
-        tasks=25,
-        steps=70000,
-        log_every=500,
-        checkpoint_every=5000,
-    ),
-}
-
-# What `--dataset NAME` alone starts from.
-DEFAULT_PRESETS = {
-    "glyphs": "glyphs-maml-5w1s",
-    "omniglot": "omniglot-maml-5w1s",
-    "sinusoid": "sinusoid-maml",
-}
-
-
 def check_config(config: Config) -> None:
     """Refuse a configuration before anything is read or written.
 
@@ -129,7 +93,7 @@ def check_config(config: Config) -> None:
       >>> check_config(Config(algorithm="mamml"))
       Traceback (most recent call last):
       ...
-      jaxmeta.config.ConfigError: Unknown algorithm 'mamml'. Did you mean 'maml'? Known: maml.
+      jaxmeta.config.ConfigError: Unknown algorithm 'mamml'. Did you mean 'maml'? Known: maml, ...
     """
     tables = {
         "dataset": DATASETS,
@@ -140,6 +104,7 @@ def check_config(config: Config) -> None:
         "model": MODELS,
         "precision": PRECISIONS,
         "norm": NORMS,
+        "outer_optimizer": OUTER_OPTIMIZERS,
         "outer_schedule": SCHEDULES,
     }
     for field, table in tables.items():
@@ -158,19 +123,38 @@ def check_config(config: Config) -> None:
         raise ConfigError(
             f"--checkpoint-every must be a multiple of --log-every {config.log_every}; given {config.checkpoint_every}."
         )
-    # An option that would do nothing is a mistake of the caller's.
-    if config.dataset != "omniglot" and config.split != Config.split:
-        raise ConfigError(f"--split {config.split} is for --dataset omniglot; {config.dataset} has one split only.")
-    if config.dataset == "sinusoid" and config.data_dir is not None:
-        raise ConfigError(f"--dataset sinusoid reads no data: leave out --data-dir; given {config.data_dir}.")
-    if config.estimator in ("evolution", "pes") and config.metagrad != Config.metagrad:
-        raise ConfigError(f"--estimator {config.estimator} differentiates nothing: leave out --metagrad.")
+    _refuse_idle(config)
     if config.seed >= 2**32:
         raise ConfigError(f"--seed must be below 2**32; given {config.seed}.")
     if config.dataset != "sinusoid" and config.ways < 2:
         raise ConfigError(f"--ways must be at least 2 to tell classes apart; given {config.ways}.")
     if config.dataset == "sinusoid" and config.ways != 1:
         raise ConfigError(f"--dataset sinusoid is regression and has no classes: use --ways 1; given {config.ways}.")
+
+
+def _refuse_idle(config: Config) -> None:
+    """Refuse an option that would do nothing: it is a mistake of the caller's."""
+    if config.dataset != "omniglot" and config.split != Config.split:
+        raise ConfigError(f"--split {config.split} is for --dataset omniglot; {config.dataset} has one split only.")
+    if config.dataset == "sinusoid" and config.data_dir is not None:
+        raise ConfigError(f"--dataset sinusoid reads no data: leave out --data-dir; given {config.data_dir}.")
+    if config.estimator in ("evolution", "pes") and config.metagrad != Config.metagrad:
+        raise ConfigError(f"--estimator {config.estimator} differentiates nothing: leave out --metagrad.")
+    takes = options_of(ALGORITHMS[config.algorithm])
+    for name in ("metagrad", "inner_optimizer", "proximal", "log_grad_norms"):
+        value = getattr(config, name)
+        if name not in takes and value != getattr(Config, name):
+            raise ConfigError(f"--{name.replace('_', '-')} {value} is nothing to --algorithm {config.algorithm}.")
+    if "num_steps" not in takes and (config.inner_steps or config.eval_inner_steps):
+        raise ConfigError(
+            f"--algorithm {config.algorithm} has no inner loop: use --inner-steps 0 --eval-inner-steps 0; given "
+            f"{config.inner_steps} and {config.eval_inner_steps}."
+        )
+    if "ways" not in takes and config.train_ways not in (None, config.ways):
+        raise ConfigError(
+            f"--algorithm {config.algorithm} has an output for each class and trains with as many as it tests: leave "
+            f"out --train-ways; given {config.train_ways}."
+        )
 
 
 def check_name(kind: str, name: str, known) -> None:
@@ -213,7 +197,8 @@ def from_json(values: dict[str, Any]) -> Config:
         odd = sorted(set(values) ^ set(defaults))
         raise ConfigError(f"The stored configuration is damaged or of another version: see {', '.join(odd)}.")
     for name, default in defaults.items():
-        optional = {"task_chunk": (int, type(None)), "data_dir": (str, type(None))}
+        number, text = (int, type(None)), (str, type(None))
+        optional = {"task_chunk": number, "train_ways": number, "data_dir": text}
         kinds = optional.get(name, (float, int) if isinstance(default, float) else (type(default),))
         if type(values[name]) not in kinds:
             raise ConfigError(f"The stored configuration is damaged: it has {name}={values[name]!r}.")

@@ -7,8 +7,8 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from jaxmeta.algorithms import ALGORITHMS
-from jaxmeta.base import Estimator, MetaLearner
+from jaxmeta.algorithms import ALGORITHMS, options_of
+from jaxmeta.base import Estimator, MetaLearner, Model
 from jaxmeta.config import Config, ConfigError
 from jaxmeta.data import DATASETS, Dataset
 from jaxmeta.inner import INNER_OPTIMIZERS
@@ -51,31 +51,45 @@ def build(config: Config, dataset: Dataset, mesh: Mesh | None = None, lowering: 
     """
     factory = MODELS[config.model]
     takes = inspect.signature(factory).parameters
-    options = {"filters": config.filters, "lowering": lowering}
+    options = {"filters": config.filters, "context": config.context, "lowering": lowering}
     outputs = config.ways if dataset.kind == "classification" else 1
     model = factory(outputs, **{name: value for name, value in options.items() if name in takes})
     model = in_precision(model, config.precision)
     criterion = CRITERIA[dataset.kind]
-    try:
-        learner = ALGORITHMS[config.algorithm](
-            model,
-            inner_optimizer=INNER_OPTIMIZERS[config.inner_optimizer](config.inner_lr),
-            num_steps=config.inner_steps,
-            metagrad=METAGRADS[config.metagrad](),
-            proximal=config.proximal,
-            criterion=criterion,
-            norm=config.norm,
-            log_grad_norms=config.log_grad_norms,
-        )
-    except ValueError as error:
-        raise ConfigError(f"--metagrad {config.metagrad}: {error}") from error
+    learner = _learner(config, model, criterion)
     rate = config.outer_lr
     if config.outer_schedule == "cosine":
         rate = optax.cosine_decay_schedule(config.outer_lr, config.steps)
-    optimizer = optax.adam(rate)
+    elif config.outer_schedule == "linear":
+        rate = optax.linear_schedule(config.outer_lr, 0.0, config.steps)
+    optimizer = optax.adam(rate) if config.outer_optimizer == "adam" else optax.sgd(rate)
     estimator = ESTIMATORS[config.estimator]()
     train_step = make_train_step(learner, optimizer, estimator=estimator, task_chunk=config.task_chunk, mesh=mesh)
     return Parts(learner, criterion, optimizer, estimator, train_step)
+
+
+def _learner(config: Config, model: Model, criterion: Criterion) -> MetaLearner:
+    """Make the learner, of what its factory takes."""
+    factory = ALGORITHMS[config.algorithm]
+    options = {
+        "inner_optimizer": INNER_OPTIMIZERS[config.inner_optimizer](config.inner_lr),
+        "inner_lr": config.inner_lr,
+        "num_steps": config.inner_steps,
+        "metagrad": METAGRADS[config.metagrad](),
+        "proximal": config.proximal,
+        "criterion": criterion,
+        "norm": config.norm,
+        "log_grad_norms": config.log_grad_norms,
+        "ways": max(config.ways, config.train_ways or 0),
+        # The shares of a training that the paper of MAML++ gives them.
+        "multi_step_until": config.steps // 10,
+        "first_order_until": config.steps // 2,
+    }
+    takes = options_of(factory)
+    try:
+        return factory(model, **{name: value for name, value in options.items() if name in takes})
+    except ValueError as error:
+        raise ConfigError(f"--algorithm {config.algorithm} --metagrad {config.metagrad}: {error}") from error
 
 
 def load_dataset(config: Config) -> Dataset:

@@ -58,8 +58,8 @@ def open_workspace(config: Config, mesh: Mesh | None = None, lowering: str | Low
       DataError: if the data is missing or damaged.
     """
     dataset = load_dataset(config)
-    train_spec = EpisodeSpec(config.ways, config.shots, config.queries)
-    eval_spec = train_spec._replace(queries=config.eval_queries)
+    train_spec = EpisodeSpec(config.train_ways or config.ways, config.shots, config.queries)
+    eval_spec = EpisodeSpec(config.ways, config.shots, config.eval_queries)
     specs = {"train": train_spec, "validation": eval_spec, "test": eval_spec}
     try:
         sources = {split: task_source(dataset, split, spec) for split, spec in specs.items()}

@@ -29,15 +29,19 @@ from jaxmeta.nn import BatchNorm, Conv, max_pool_2x2  # noqa: E402
 class TinyBody(nn.Module):
     """One block of conv4: everything that it is made of, at a fraction of the compilation."""
 
+    context: bool = False
+
     @nn.compact
     def __call__(self, inputs, train, weights=None):
         hidden = BatchNorm()(Conv(4, strides=2, use_bias=False)(inputs), train=train, weights=weights)
+        if self.context:
+            hidden = hidden + self.param("context", nn.initializers.zeros, (4,))
         return max_pool_2x2(nn.relu(hidden)).mean((1, 2))
 
 
-def tiny_model():
+def tiny_model(*, context=False):
     """A three-way classifier of 16x16 images."""
-    return from_linen(TinyBody(), nn.Dense(3))
+    return from_linen(TinyBody(context), nn.Dense(3))
 
 
 @pytest.fixture

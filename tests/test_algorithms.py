@@ -7,9 +7,41 @@ import optax
 import pytest
 
 from conftest import tiny_model
-from jaxmeta import ALGORITHMS, CRITERIA, Episode, MetaLearner, example_batch, from_function, maml, mlp
+from jaxmeta import (
+    ALGORITHMS,
+    CRITERIA,
+    Episode,
+    MetaLearner,
+    anil,
+    boil,
+    cavia,
+    example_batch,
+    fomaml,
+    from_function,
+    imaml,
+    maml,
+    maml_plus_plus,
+    meta_curvature,
+    meta_sgd,
+    mlp,
+    protonet,
+    reptile,
+)
 
-CASES = {"maml": lambda model: maml(model, inner_optimizer=optax.sgd(0.1), num_steps=2)}
+SGD = {"inner_optimizer": optax.sgd(0.1), "num_steps": 2}
+CASES = {
+    "maml": lambda model: maml(model, **SGD),
+    "fomaml": lambda model: fomaml(model, **SGD),
+    "imaml": lambda model: imaml(model, **SGD),
+    "reptile": lambda model: reptile(model, batch_size=4, **SGD),
+    "meta-sgd": lambda model: meta_sgd(model, inner_lr=0.1, num_steps=2),
+    "anil": lambda model: anil(model, **SGD),
+    "boil": lambda model: boil(model, **SGD),
+    "cavia": lambda model: cavia(model, **SGD),
+    "maml++": lambda model: maml_plus_plus(model, num_steps=2, multi_step_until=2, first_order_until=1),
+    "meta-curvature": lambda model: meta_curvature(model, inner_lr=0.1, num_steps=2),
+    "protonet": lambda model: protonet(model, ways=3),
+}
 
 
 def test_every_algorithm_has_a_case():
@@ -23,7 +55,7 @@ def episode(source):
 
 @pytest.mark.parametrize("name", CASES)
 def test_interface(name, episode):
-    learner = CASES[name](tiny_model())
+    learner = CASES[name](tiny_model(context=name == "cavia"))
     assert isinstance(learner, MetaLearner)
     key = jax.random.key(0)
     meta_params, state = learner.init(key, episode.support.inputs)

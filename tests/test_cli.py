@@ -17,9 +17,10 @@ import pytest
 from jaxmeta import DATASETS, ESTIMATORS, INNER_OPTIMIZERS, METAGRADS, MODELS
 from jaxmeta.checkpoint import checkpoint_steps
 from jaxmeta.cli import main
-from jaxmeta.config import DEFAULT_PRESETS, PRESETS, Config, check_config, to_json
+from jaxmeta.config import Config, check_config, to_json
 from jaxmeta.machine import Machine
 from jaxmeta.options import RunOptions, SweepOptions
+from jaxmeta.presets import DEFAULT_PRESETS, PRESETS
 
 SINUSOID = ["--dataset", "sinusoid", "--tasks", "4", "--log-every", "5", "--checkpoint-every", "5"]
 SINUSOID += ["--eval-episodes", "20", "--validation-episodes", "10"]

@@ -16,7 +16,6 @@ from test_train import OPTIMIZER, TASKS, learner_of
 
 from jaxmeta import make_train_step
 from jaxmeta.cli import main
-from jaxmeta.config import PRESETS
 from jaxmeta.plan import (
     SAME_GRADIENT,
     Candidate,
@@ -29,6 +28,7 @@ from jaxmeta.plan import (
     program_bytes,
 )
 from jaxmeta.planning import plan_run
+from jaxmeta.presets import PRESETS
 from jaxmeta.train import compile_steps, fit, init_train_state
 from jaxmeta.workspace import make_state, open_workspace
 

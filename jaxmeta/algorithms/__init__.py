@@ -1,9 +1,52 @@
 """Algorithms: table of factories `(model, **options) -> MetaLearner`, one file each."""
 
-from jaxmeta.algorithms.maml import NORMS, maml
+from jaxmeta.algorithms.adapted import NORMS
+from jaxmeta.algorithms.anil import anil, boil
+from jaxmeta.algorithms.cavia import cavia
+from jaxmeta.algorithms.embedding import Head, embedding_learner
+from jaxmeta.algorithms.gradient import Adaptation, gradient_learner
+from jaxmeta.algorithms.imaml import imaml
+from jaxmeta.algorithms.maml import fomaml, maml
+from jaxmeta.algorithms.maml_plus_plus import maml_plus_plus
+from jaxmeta.algorithms.meta_curvature import meta_curvature
+from jaxmeta.algorithms.meta_sgd import meta_sgd
+from jaxmeta.algorithms.options import options_of
+from jaxmeta.algorithms.protonet import protonet
+from jaxmeta.algorithms.reptile import reptile
 
 ALGORITHMS = {
+    # By gradient steps.
     "maml": maml,
+    "fomaml": fomaml,
+    "imaml": imaml,
+    "reptile": reptile,
+    "meta-sgd": meta_sgd,
+    "anil": anil,
+    "boil": boil,
+    "cavia": cavia,
+    "maml++": maml_plus_plus,
+    "meta-curvature": meta_curvature,
+    # By comparing embeddings.
+    "protonet": protonet,
 }
 
-__all__ = ["ALGORITHMS", "NORMS", "maml"]
+__all__ = [
+    "ALGORITHMS",
+    "NORMS",
+    "Adaptation",
+    "Head",
+    "anil",
+    "boil",
+    "cavia",
+    "embedding_learner",
+    "fomaml",
+    "gradient_learner",
+    "imaml",
+    "maml",
+    "maml_plus_plus",
+    "meta_curvature",
+    "meta_sgd",
+    "options_of",
+    "protonet",
+    "reptile",
+]

@@ -23,6 +23,7 @@ def inner_loop(
     *,
     proximal: float = 0.0,
     record: Sequence[str] = (),
+    data_at: Callable[[PyTree, jax.Array], PyTree] | None = None,
 ) -> Callable[..., InnerResult]:
     """Make a solver that takes a fixed number of optimiser steps on an objective.
 
@@ -39,6 +40,8 @@ def inner_loop(
         depends on the start, and `implicit()` can learn one.
       record: What to keep of every step: any of "phi" (after the step), "loss" and
         "grad_norm" (before it).
+      data_at: `(data, index) -> data` of the step `index`, a mini-batch for example; all of
+        it in every step if None.
 
     Returns:
       `solve(phi, theta, state, data, key, *, num_steps=None, opt_state=None, first_step=0,
@@ -73,13 +76,15 @@ def inner_loop(
     _check_num_steps(num_steps, proximal, metagrad)
     training_steps = num_steps
     gradient = metagrad.grad(_with_proximal(objective, proximal))
+    data_at = (lambda data, index: data) if data_at is None else data_at
 
     def transformation(inputs: LoopInputs):
         return optimizer if isinstance(optimizer, optax.GradientTransformation) else optimizer(inputs.theta)
 
     def step(inputs: LoopInputs, carry, index):
         phi, opt_state = carry
-        grads, value = gradient(*inputs._replace(phi=phi, key=jax.random.fold_in(inputs.key, index)))
+        key, data = jax.random.fold_in(inputs.key, index), data_at(inputs.data, index)
+        grads, value = gradient(*inputs._replace(phi=phi, key=key, data=data))
         updates, new_opt_state = transformation(inputs).update(grads, opt_state, phi)
         new_phi = optax.apply_updates(phi, updates)
         _check_same("The inner optimiser changes the shape of its state", opt_state, new_opt_state)
@@ -90,7 +95,9 @@ def inner_loop(
         return (new_phi, new_opt_state), {name: kept[name] for name in record}
 
     def optimality(phi, inputs: LoopInputs):
-        return jax.grad(_with_proximal(objective, proximal), has_aux=True)(*inputs._replace(phi=phi))[0]
+        # What the last step of training saw: a loop whose data changes is optimal for no other.
+        inputs = inputs._replace(phi=phi, data=data_at(inputs.data, jnp.int32(max(training_steps - 1, 0))))
+        return jax.grad(_with_proximal(objective, proximal), has_aux=True)(*inputs)[0]
 
     wrapped_step = metagrad.step(step)
 

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxmeta.base import Model
 from jaxmeta.models.adapters import from_linen
@@ -15,12 +16,14 @@ class Conv4Body(nn.Module):
       filters: Channels of every block.
       downsample: "pool" (2x2 maximum after each block) or "stride" (convolutions of stride 2).
       conv_bias: Whether the convolutions have biases.
+      context: Parameters called `context` that scale and shift the channels of the third block.
       lowering: How they are computed.
     """
 
     filters: int = 64
     downsample: str = "pool"
     conv_bias: bool = False
+    context: int = 0
     lowering: str | LoweringTable = "auto"
 
     @nn.compact
@@ -32,13 +35,18 @@ class Conv4Body(nn.Module):
                 "Use larger images or downsample='stride'."
             )
         hidden = inputs
-        for _ in range(4):
+        for block in range(4):
             # No bias by default: the normalisation that follows subtracts it again.
             strides = 2 if self.downsample == "stride" else 1
             hidden = Conv(self.filters, strides=strides, use_bias=self.conv_bias, lowering=self.lowering)(hidden)
             # Rectifying keeps the order of numbers: it may as well come after the pooling.
             pool = self.downsample == "pool"
-            hidden = nn.relu(BatchNorm()(hidden, train=train, weights=weights, pool=pool))
+            hidden = BatchNorm()(hidden, train=train, weights=weights, pool=pool)
+            if self.context and block == 2:
+                context = self.param("context", nn.initializers.zeros, (self.context,))
+                scale, shift = jnp.split(nn.Dense(2 * self.filters, name="film")(context), 2)
+                hidden = hidden * (1 + scale) + shift
+            hidden = nn.relu(hidden)
         if self.downsample == "stride":
             return hidden.mean((1, 2))
         return hidden.reshape(hidden.shape[0], -1)
@@ -50,6 +58,7 @@ def conv4(
     filters: int = 64,
     downsample: str = "pool",
     conv_bias: bool = False,
+    context: int = 0,
     lowering: str | LoweringTable = "auto",
 ) -> Model:
     """Make the four-block network: 28x28x1 gives 64 features, 84x84x3 gives 1600 (pooled).
@@ -63,6 +72,8 @@ def conv4(
       downsample: "pool" or "stride".
       conv_bias: Give the convolutions biases, as most PyTorch code does. They change nothing in
         training, since the normalisation subtracts them; they are there to compare costs.
+      context: Number of context parameters, for `cavia`: a scale and a shift of each channel of the
+        third block are linear in them (Perez et al., 2018, arXiv 1709.07871). They begin as 0.
       lowering: How the convolutions are computed, as in `nn.conv2d`.
 
     Returns:
@@ -82,4 +93,4 @@ def conv4(
     """
     if downsample not in ("pool", "stride"):
         raise ValueError(f"conv4 needs downsample='pool' or 'stride'; given {downsample!r}.")
-    return from_linen(Conv4Body(filters, downsample, conv_bias, lowering), nn.Dense(outputs))
+    return from_linen(Conv4Body(filters, downsample, conv_bias, context, lowering), nn.Dense(outputs))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxmeta.base import Model
 from jaxmeta.models.adapters import from_linen
@@ -14,25 +15,32 @@ class MlpBody(nn.Module):
 
     Attributes:
       hidden: Widths of the hidden layers; none for a linear model.
+      context: Parameters called `context` that every example has beside its own inputs.
     """
 
     hidden: Sequence[int] = (40, 40)
+    context: int = 0
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Embed `[examples, ...]` as `[examples, features]`."""
         features = inputs.reshape(inputs.shape[0], -1)
+        if self.context:
+            context = self.param("context", nn.initializers.zeros, (self.context,))
+            features = jnp.concatenate([features, jnp.tile(context, (features.shape[0], 1))], axis=1)
         for width in self.hidden:
             features = nn.relu(nn.Dense(width)(features))
         return features
 
 
-def mlp(outputs: int, *, hidden: Sequence[int] = (40, 40)) -> Model:
+def mlp(outputs: int, *, hidden: Sequence[int] = (40, 40), context: int = 0) -> Model:
     """Make a perceptron with ReLU hidden layers; the default is MAML's for sinusoids.
 
     Args:
       outputs: Number of classes or of regressed values.
       hidden: Widths of the hidden layers.
+      context: Number of context parameters, for `cavia`: further inputs, the same for all examples
+        of a task. They begin as 0.
 
     Returns:
       A `Model` on any `[examples, ...]` inputs.
@@ -46,7 +54,7 @@ def mlp(outputs: int, *, hidden: Sequence[int] = (40, 40)) -> Model:
 
     Source: Finn, Abbeel and Levine, 2017, arXiv 1703.03400.
     """
-    return from_linen(MlpBody(tuple(hidden)), nn.Dense(outputs))
+    return from_linen(MlpBody(tuple(hidden), context), nn.Dense(outputs))
 
 
 def linear(outputs: int) -> Model:

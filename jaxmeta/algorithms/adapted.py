@@ -1,0 +1,52 @@
+"""What all learners share: whose statistics normalise a query set, and how its outputs are judged."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta.base import Batch, Key, Metrics, PyTree
+from jaxmeta.losses import CRITERIA, Criterion
+
+NORMS = ("transductive", "inductive", "running")
+
+
+class Adapted(NamedTuple):
+    """Parameters after adaptation, and the statistics to predict with."""
+
+    params: PyTree
+    state: PyTree
+
+
+def check_norm(who: str, norm: str, known: tuple[str, ...] = NORMS) -> None:
+    """Refuse a normalisation that a learner does not know.
+
+    Raises:
+      ValueError: says which there are.
+    """
+    if norm not in known:
+        raise ValueError(f"{who} needs norm={' or '.join(map(repr, known))}; given {norm!r}.")
+
+
+def check_classifies(who: str, criterion: Criterion | None) -> None:
+    """Refuse regression, for a learner that has a score for each class.
+
+    Raises:
+      ValueError: says who can do it.
+    """
+    if criterion is not None and criterion.loss is CRITERIA["regression"].loss:
+        raise ValueError(f"{who} tells classes apart and cannot regress. Use maml and its kin, or cnp.")
+
+
+def metrics_of(criterion: Criterion, outputs, batch: Batch) -> Metrics:
+    """Compute every metric of a criterion on a batch."""
+    return {name: metric(outputs, batch.targets, batch.weights) for name, metric in criterion.metrics.items()}
+
+
+def mini_batch(key: Key, batch: Batch, size: int) -> Batch:
+    """Draw `size` examples without replacement, real ones first; all, if there are no more."""
+    if batch.weights.shape[0] <= size:
+        return batch
+    scores = jnp.where(batch.weights > 0, jax.random.uniform(key, batch.weights.shape), -1.0)
+    _, chosen = jax.lax.top_k(scores, size)
+    return jax.tree.map(lambda leaf: leaf[chosen], batch)

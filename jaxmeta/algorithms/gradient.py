@@ -1,0 +1,146 @@
+"""Learners that adapt by gradient steps: which numbers move is a value, and all else is shared.
+
+phi_0 = start(theta);  phi_{t+1} = phi_t - a grad_phi L_support(params(phi_t, theta))
+theta <- theta - b grad_theta mean_tasks L_query(params(phi_T, theta))
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta.algorithms.adapted import Adapted, check_norm, metrics_of, mini_batch
+from jaxmeta.base import Batch, Episode, MetaGrad, MetaLearner, Model, PyTree
+from jaxmeta.inner import InnerOptimizer, inner_loop
+from jaxmeta.inner.loop import continue_loop
+from jaxmeta.losses import CRITERIA, Criterion
+
+
+class Adaptation(NamedTuple):
+    """Which numbers an inner loop moves, and the network that they make.
+
+    Attributes:
+      init: `(key, inputs) -> theta, state`.
+      start: `theta -> phi`, what the inner loop begins with.
+      params: `(phi, theta, index) -> params` of the model, at inner step `index`.
+    """
+
+    init: Callable[..., tuple[PyTree, PyTree]]
+    start: Callable[[PyTree], PyTree]
+    params: Callable[[PyTree, PyTree, jax.Array], PyTree]
+
+
+def gradient_learner(
+    model: Model,
+    adaptation: Adaptation,
+    *,
+    inner_optimizer: InnerOptimizer,
+    num_steps: int = 1,
+    metagrad: MetaGrad | None = None,
+    proximal: float = 0.0,
+    criterion: Criterion = CRITERIA["classification"],
+    norm: str = "transductive",
+    log_grad_norms: bool = False,
+    batch_size: int | None = None,
+    step_weights: Callable[[jax.Array], jax.Array] | None = None,
+) -> MetaLearner:
+    """Make a learner from an adaptation.
+
+    Args:
+      model: The network.
+      adaptation: What the inner loop moves.
+      inner_optimizer: See `options.GradientOptions`, as for all that follow but the last two.
+      num_steps: See there.
+      metagrad: See there.
+      proximal: See there.
+      criterion: See there.
+      norm: See there.
+      log_grad_norms: See there.
+      batch_size: Support examples of an inner step, drawn anew in each; all if None.
+      step_weights: `outer step -> [num_steps]`, the share that the query loss after each inner
+        step has in the meta-loss; None for the last alone.
+
+    Returns:
+      A `MetaLearner`.
+
+    Raises:
+      ValueError: for an unknown norm, or an inner loop that the strategy cannot serve.
+
+    Example:
+      >>> import optax  # MAML that adapts only the body
+      >>> from jaxmeta import conv4
+      >>> model = conv4(5)
+      >>> body = lambda phi, theta, index: {"body": phi, "head": theta["head"]}
+      >>> adaptation = Adaptation(model.init, start=lambda theta: theta["body"], params=body)
+      >>> learner = gradient_learner(model, adaptation, inner_optimizer=optax.sgd(0.1))
+    """
+    check_norm("A learner that adapts by gradients", norm, ("transductive", "inductive"))
+
+    def objective(phi, theta, state, data, key):
+        support, index = data
+        batch = support if batch_size is None else mini_batch(key, support, batch_size)
+        params = adaptation.params(phi, theta, index)
+        outputs, state = model.apply(params, state, batch.inputs, key=key, train=True, weights=batch.weights)
+        return criterion.loss(outputs, batch.targets, batch.weights), state
+
+    record = ["grad_norm"] * log_grad_norms + ["phi"] * (step_weights is not None)
+    options = {"proximal": proximal, "data_at": lambda support, index: (support, index)}
+    solve = inner_loop(objective, inner_optimizer, num_steps, metagrad, record=record, **options)
+
+    def finish(phi, theta, state, support, key, index):
+        params = adaptation.params(phi, theta, index)
+        if norm == "inductive":
+            _, state = model.apply(params, state, support.inputs, key=key, train=True, weights=support.weights)
+        return Adapted(params, state)
+
+    def adapt(theta, state, support: Batch, key, *, num_steps=None):
+        key_loop, key_statistics = jax.random.split(key)
+        result = solve(adaptation.start(theta), theta, state, support, key_loop, num_steps=num_steps)
+        return finish(result.phi, theta, state, support, key_statistics, _last(result))
+
+    def predict(adapted: Adapted, batch: Batch, key):
+        del key  # A prediction has no noise: whatever the statistics are, dropout is off.
+        options = {"key": None, "train": norm == "transductive", "weights": batch.weights}
+        return model.apply(adapted.params, adapted.state, batch.inputs, **options)[0]
+
+    def unroll(theta, state, inner, episode: Episode, key, step, *, num_steps=None):
+        support, query = episode
+        key_adapt, key_predict = jax.random.split(key)
+        key_loop, key_statistics = jax.random.split(key_adapt)
+        inner, result = continue_loop(solve, inner, adaptation.start(theta), theta, state, support, key_loop, num_steps)
+
+        def judged(phi, index):
+            adapted = finish(phi, theta, state, support, key_statistics, index)
+            outputs = predict(adapted, query, key_predict)
+            return criterion.loss(outputs, query.targets, query.weights), (adapted, outputs)
+
+        value, (adapted, outputs) = judged(result.phi, _last(result))
+        metrics = metrics_of(criterion, outputs, query)
+        if log_grad_norms and result.per_step is not None:
+            norms = result.per_step["grad_norm"]
+            metrics |= {f"inner_grad_norm_{number + 1}": norms[number] for number in range(norms.shape[0])}
+        if step_weights is not None:
+            value = _over_steps(judged, result, step_weights(step))
+        return value, (inner, adapted, (adapted.state, metrics))
+
+    def loss(theta, state, episode, key, step):
+        value, (_, _, outputs) = unroll(theta, state, None, episode, key, step)
+        return value, outputs
+
+    # A part of a loop has not the steps that the weights are for.
+    return MetaLearner(adaptation.init, adapt, predict, loss, unroll if step_weights is None else None)
+
+
+def _last(result) -> jax.Array:
+    return jnp.asarray(result.next_step) - 1
+
+
+def _over_steps(judged, result, weights):
+    """Give the weighted sum of the query losses after every inner step, one after the other."""
+    phis = result.per_step["phi"]
+    indices = jnp.arange(len(weights))
+    # A scan: the program, and what is kept for its derivative, do not grow with the steps.
+    one = jax.checkpoint(lambda phi, index: judged(phi, index)[0])
+    _, losses = jax.lax.scan(lambda carry, step: (carry, one(*step)), (), (phis, indices))
+    return jnp.sum(weights * losses)

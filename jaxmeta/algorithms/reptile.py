@@ -1,0 +1,59 @@
+"""Reptile: move the initialisation towards the parameters that training on a task leads to.
+
+    phi = SGD_k(theta, task);  theta <- theta + eps mean_tasks (phi - theta)
+
+which is a gradient step of size eps on 1/2 |theta - stop(phi)|^2.
+
+Nichol, Achiam and Schulman, "On First-Order Meta-Learning Algorithms", 2018, arXiv 1803.02999.
+"""
+
+from typing import Unpack
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta.algorithms.gradient import gradient_learner
+from jaxmeta.algorithms.maml import whole
+from jaxmeta.algorithms.options import LoopOptions
+from jaxmeta.base import Episode, MetaLearner, Model
+from jaxmeta.metagrad import check_count
+from jaxmeta.metagrad.evolution import unroll_of
+
+
+def reptile(model: Model, *, batch_size: int = 10, **options: Unpack[LoopOptions]) -> MetaLearner:
+    """Make Reptile: `theta <- theta + eps mean_tasks (phi - theta)`; eps is the rate of an outer SGD.
+
+    In training a task is its support and its query set together, as the paper's "train shots":
+    the loss does not ask for a held-out set. With outer Adam the difference is Adam's gradient.
+
+    Args:
+      model: The network; all its parameters are adapted.
+      batch_size: Examples of an inner step, drawn anew in each; all of a smaller task.
+      **options: See `LoopOptions`; inner_optimizer is needed, in the paper Adam with b1=0.
+
+    Returns:
+      A `MetaLearner` whose meta-parameters are the initialisation. Its training metrics are those
+      of the adapted network on the query set, which it has trained on.
+
+    Raises:
+      ValueError: for an unknown norm, a number of steps or a batch size that is none.
+
+    Example:
+      >>> from jaxmeta import conv4, inner_adam
+      >>> learner = reptile(conv4(5), inner_optimizer=inner_adam(1e-3, b1=0.0), num_steps=5)
+
+    Source: Nichol, Achiam and Schulman, 2018, arXiv 1803.02999.
+    """
+    check_count("reptile", "batch_size", batch_size, 1)
+    learner = gradient_learner(model, whole(model), batch_size=batch_size, **options)
+    unroll = unroll_of(learner, "reptile")
+
+    def loss(theta, state, episode, key, step):
+        task = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *episode)
+        # The path to phi is not differentiated.
+        start = jax.lax.stop_gradient(theta)
+        _, (_, adapted, outputs) = unroll(start, state, None, Episode(task, episode.query), key, step)
+        return 0.5 * optax.tree.norm(optax.tree.sub(theta, adapted.params), squared=True), outputs
+
+    return learner._replace(loss=loss, unroll=None)

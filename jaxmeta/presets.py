@@ -1,0 +1,93 @@
+"""Named configurations, and what a dataset or an algorithm starts from."""
+
+import dataclasses
+from typing import Any
+
+from jaxmeta.config import Config
+
+# The query set as in MAML's code: as many images of a class as shots, in training and in evaluation.
+_OMNIGLOT = Config(
+    dataset="omniglot",
+    norm="transductive",
+    filters=64,
+    queries=1,
+    eval_queries=1,
+    tasks=32,
+    steps=4500,
+    checkpoint_every=250,
+)
+_TWENTY_WAY = {"ways": 20, "inner_steps": 5, "eval_inner_steps": 5, "inner_lr": 0.1, "tasks": 16}
+_FIVE_SHOT = {"shots": 5, "queries": 5, "eval_queries": 5}
+
+PRESETS = {
+    "glyphs-maml-5w1s": Config(),
+    "omniglot-maml-5w1s": _OMNIGLOT,
+    "omniglot-maml-5w5s": dataclasses.replace(_OMNIGLOT, **_FIVE_SHOT),
+    "omniglot-maml-20w1s": dataclasses.replace(_OMNIGLOT, **_TWENTY_WAY),
+    "omniglot-maml-20w5s": dataclasses.replace(_OMNIGLOT, **_TWENTY_WAY, **_FIVE_SHOT),
+    "sinusoid-maml": Config(
+        dataset="sinusoid",
+        model="mlp",
+        ways=1,
+        shots=5,
+        queries=10,
+        eval_queries=100,
+        inner_lr=0.01,
+        eval_inner_steps=1,
+        outer_lr=1e-3,
+        tasks=25,
+        steps=70000,
+        log_every=500,
+        checkpoint_every=5000,
+    ),
+}
+
+# What `--dataset NAME` alone starts from.
+DEFAULT_PRESETS = {
+    "glyphs": "glyphs-maml-5w1s",
+    "omniglot": "omniglot-maml-5w1s",
+    "sinusoid": "sinusoid-maml",
+}
+
+_NO_LOOP = {"inner_steps": 0, "eval_inner_steps": 0}
+
+# What `--algorithm NAME` changes in the preset of the dataset: the paper's setting where it is not MAML's.
+ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
+    "maml": {},
+    "fomaml": {},
+    "imaml": {"proximal": 2.0, "inner_steps": 16, "eval_inner_steps": 16, "inner_lr": 0.1},
+    "reptile": {
+        "inner_optimizer": "adam",
+        "inner_lr": 1e-3,
+        "inner_steps": 5,
+        "eval_inner_steps": 50,
+        "queries": 14,
+        "outer_optimizer": "sgd",
+        "outer_lr": 1.0,
+        "outer_schedule": "linear",
+    },
+    "meta-sgd": {},
+    "anil": {"inner_steps": 5, "eval_inner_steps": 5, "inner_lr": 0.1},
+    "boil": {},
+    "cavia": {"inner_lr": 1.0, "context": 100, "inner_steps": 2, "eval_inner_steps": 2},
+    "maml++": {"inner_steps": 3, "eval_inner_steps": 3, "inner_lr": 0.1},
+    "meta-curvature": {},
+    "protonet": {**_NO_LOOP, "queries": 5},
+}
+
+
+def with_algorithm(config: Config, algorithm: str) -> Config:
+    """Exchange the algorithm of a configuration, and with it what that begins with.
+
+    Args:
+      config: A preset.
+      algorithm: A row of `ALGORITHMS`.
+
+    Returns:
+      The configuration.
+
+    Example:
+      >>> with_algorithm(PRESETS["glyphs-maml-5w1s"], "protonet").inner_steps
+      0
+    """
+    return dataclasses.replace(config, algorithm=algorithm, **ALGORITHM_DEFAULTS[algorithm])
