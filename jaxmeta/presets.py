@@ -61,7 +61,7 @@ ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
         "inner_lr": 1e-3,
         "inner_steps": 5,
         "eval_inner_steps": 50,
-        "queries": 14,
+        "queries": 9,
         "outer_optimizer": "sgd",
         "outer_lr": 1.0,
         "outer_schedule": "linear",

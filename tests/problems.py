@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from conftest import tiny_model
 from jaxmeta import conv4, from_linen, inner_adam, inner_momentum, inner_sgd, learning_rates
 from jaxmeta.check import Problem
 
@@ -62,10 +63,15 @@ def conv4_problem(optimizer: str, **options) -> Problem:
     return problem_of(conv4(3, filters=3), jax.random.normal(jax.random.key(1), [6, 16, 16, 1]), optimizer, **options)
 
 
+def block_problem(optimizer: str, **options) -> Problem:
+    """One block of it: everything that it is made of, at a quarter of the compilation."""
+    return problem_of(tiny_model(), jax.random.normal(jax.random.key(1), [6, 16, 16, 1]), optimizer, **options)
+
+
 def transformer_problem(optimizer: str, **options) -> Problem:
     """The transformer on six sequences of five tokens."""
     model = from_linen(TwoLayerTransformer(), nn.Dense(3))
     return problem_of(model, jax.random.normal(jax.random.key(1), [6, 5, 4]), optimizer, **options)
 
 
-PROBLEMS = {"conv4": conv4_problem, "transformer": transformer_problem}
+PROBLEMS = {"conv4": conv4_problem, "block": block_problem, "transformer": transformer_problem}

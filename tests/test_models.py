@@ -8,6 +8,7 @@ import optax
 import pytest
 from flax import nnx
 
+from conftest import tiny_model
 from jaxmeta import (
     MODELS,
     Episode,
@@ -201,10 +202,10 @@ def test_conv4_with_biases_is_the_same_network():
 
 def meta_gradient(precision):
     """A second-order gradient by one task, the program that gives it, and the loss."""
-    model = in_precision(conv4(2, filters=4), precision)
+    model = in_precision(tiny_model(), precision)
     learner = maml(model, inner_optimizer=optax.sgd(0.1), num_steps=2)
     inputs = jax.random.normal(jax.random.key(0), [4, 16, 16, 1])
-    batch = example_batch(inputs, jnp.array([0, 1, 0, 1]))
+    batch = example_batch(inputs, jnp.array([0, 1, 2, 1]))
     theta, state = learner.init(jax.random.key(1), inputs)
     run = jax.jit(jax.value_and_grad(lambda theta: learner.loss(theta, state, Episode(batch, batch), KEY, 0)[0]))
     (loss, gradient), text = run(theta), run.lower(theta).as_text()

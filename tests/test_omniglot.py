@@ -101,6 +101,7 @@ def test_the_second_opening_prepares_nothing_from_every_level_of_the_folder(cach
         assert load_omniglot(data_dir=folder, rotations=False).splits["test"].images.shape == (423, 20, 28, 28, 1)
 
 
+@pytest.mark.slow
 def test_real_episodes_can_be_learned_from(cached):
     """A few outer steps on real tasks: held-out characters are then told apart better than by chance."""
     dataset = load_omniglot(data_dir=STOCK)

@@ -213,7 +213,9 @@ def test_plan_shows_what_was_tried_and_trains_nothing(tmp_path, monkeypatch, cap
 def test_plan_renews_the_table_of_lowerings(tmp_path, monkeypatch, capsys):
     path = tmp_path / "lowerings.json"
     monkeypatch.setattr("jaxmeta.planning.lowerings_file", lambda kind: path)
-    small = "--dataset glyphs --filters 2 --tasks 2 --ways 2 --log-every 1 --plan quick --lowerings".split()
+    small = (
+        "--dataset glyphs --filters 2 --tasks 2 --ways 2 --log-every 1 --plan quick --lowerings --inner-steps 0".split()
+    )
     assert main(["plan", *small]) == 0
     said = capsys.readouterr().out
     assert f"Written: {path}" in said and "kernel of" in said

@@ -1,0 +1,231 @@
+"""The learners by gradient steps against their equations, on a line y = w x whose steps are written by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from conftest import tiny_model
+from jaxmeta import (
+    CRITERIA,
+    Episode,
+    anil,
+    boil,
+    cavia,
+    example_batch,
+    fomaml,
+    from_function,
+    imaml,
+    maml,
+    maml_plus_plus,
+    meta_curvature,
+    meta_sgd,
+    mlp,
+    reptile,
+)
+
+KEY = jax.random.key(0)
+REGRESSION = {"criterion": CRITERIA["regression"]}
+SGD = {"inner_optimizer": optax.sgd(0.1), **REGRESSION}
+# Mean squared inputs of the two sets: the support loss is 2 (w - 3)^2, the query loss 8 (w - 3)^2.
+SUPPORT_M, QUERY_M, SLOPE = 2.0, 8.0, 3.0
+
+
+def line():
+    return from_function(lambda key, inputs: jnp.ones(()), lambda w, inputs: w * inputs)
+
+
+def line_episode():
+    x = jnp.array([[1.0], [2.0], [-1.0]])
+    return Episode(example_batch(x, SLOPE * x), example_batch(2.0 * x, 2.0 * SLOPE * x))
+
+
+def params(w):
+    return {"body": jnp.float64(w), "head": {}}
+
+
+def meta_gradient(learner, theta, step=0):
+    return jax.value_and_grad(lambda one: learner.loss(one, {}, line_episode(), KEY, step)[0])(theta)
+
+
+def after(w, rate, m=SUPPORT_M):
+    """Give the slope after one step of gradient descent on m (w - 3)^2."""
+    return w - rate * 2 * m * (w - SLOPE)
+
+
+def test_first_order_takes_the_gradient_where_the_steps_end(x64):
+    _, grads = meta_gradient(fomaml(line(), num_steps=2, **SGD), params(1.0))
+    phi = after(after(1.0, 0.1), 0.1)
+    np.testing.assert_allclose(grads["body"], 2 * QUERY_M * (phi - SLOPE), rtol=1e-12)
+
+
+def test_meta_sgd_learns_its_rates(x64):
+    """loss = 8 (phi - 3)^2 with phi = w - 4 a (w - 3), so that d loss / d a = -64 (phi - 3) (w - 3)."""
+    learner = meta_sgd(line(), inner_lr=0.1, num_steps=1, **REGRESSION)
+    theta = {"params": params(1.0), "rates": params(0.1)}
+    _, grads = meta_gradient(learner, theta)
+    phi = after(1.0, 0.1)
+    np.testing.assert_allclose(grads["rates"]["body"], -64 * (phi - SLOPE) * (1.0 - SLOPE), rtol=1e-12)
+    np.testing.assert_allclose(grads["params"]["body"], 16 * (phi - SLOPE) * (1 - 0.4), rtol=1e-12)
+
+
+def test_imaml_is_the_derivative_of_the_solution(x64):
+    """phi* = (4 * 3 + lambda w) / (4 + lambda), whatever the number of steps that reached it."""
+    learner = imaml(line(), proximal=2.0, num_steps=200, **SGD)
+    loss, grads = meta_gradient(learner, params(1.0))
+    phi = (4 * SLOPE + 2.0) / 6.0
+    np.testing.assert_allclose(loss, QUERY_M * (phi - SLOPE) ** 2, rtol=1e-9)
+    np.testing.assert_allclose(grads["body"], 2 * QUERY_M * (phi - SLOPE) * 2.0 / 6.0, rtol=1e-9)
+
+
+def test_reptile_moves_towards_what_training_on_the_whole_task_leads_to(x64):
+    learner = reptile(line(), batch_size=10, num_steps=2, **SGD)
+    _, grads = meta_gradient(learner, params(1.0))
+    phi = after(after(1.0, 0.1, 5.0), 0.1, 5.0)  # The mean over both sets of x^2 is 5.
+    np.testing.assert_allclose(grads["body"], 1.0 - phi, rtol=1e-12)
+
+
+def test_reptile_draws_another_mini_batch_in_every_step(x64):
+    """With one example at a time, a slope that is right for none of them ends where the draws lead it."""
+    x = jnp.ones([4, 1])
+    task = Episode(example_batch(x[:2], jnp.array([[1.0], [2.0]])), example_batch(x[:2], jnp.array([[3.0], [4.0]])))
+    learner = reptile(line(), batch_size=1, num_steps=6, inner_optimizer=optax.sgd(0.5), **REGRESSION)
+    ends = {
+        float(
+            jax.grad(lambda one, seed=seed: learner.loss(one, {}, task, jax.random.key(seed), 0)[0])(params(0.0))[
+                "body"
+            ]
+        )
+        for seed in range(4)
+    }
+    # A step of 0.5 jumps onto the example drawn: the end is minus the last one's target.
+    assert ends <= {-1.0, -2.0, -3.0, -4.0} and len(ends) > 1
+
+
+def tiny_task(source):
+    return jax.tree.map(lambda leaf: leaf[0], source.sample(jax.random.key(3), source.pool, source.spec, 1))
+
+
+@pytest.mark.parametrize(("factory", "still", "moved"), [(anil, "body", "head"), (boil, "head", "body")])
+def test_half_of_the_network_moves(factory, still, moved, source):
+    learner = factory(tiny_model(), inner_optimizer=optax.sgd(0.1))
+    support = tiny_task(source).support
+    theta, state = learner.init(KEY, support.inputs)
+    adapted = learner.adapt(theta, state, support, KEY).params
+    assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, adapted[still], theta[still])))
+    assert not any(jax.tree.leaves(jax.tree.map(jnp.array_equal, adapted[moved], theta[moved])))
+
+
+def test_a_half_needs_two():
+    with pytest.raises(ValueError, match="needs a model with a body and a head"):
+        anil(line(), **SGD).init(KEY, jnp.ones([2, 1]))
+
+
+def test_cavia_moves_its_context_from_zero_and_learns_the_rest():
+    points = example_batch(jnp.linspace(-1, 1, 8)[:, None], jnp.ones([8, 1]))
+    learner = cavia(mlp(1, context=3), **SGD)
+    theta, state = learner.init(KEY, points.inputs)
+    # Whatever is stored as the context: it begins at zero.
+    theta["body"]["context"] = jnp.full(3, 7.0)
+    adapted = learner.adapt(theta, state, points, KEY).params
+    one_step = jax.grad(
+        lambda context: jnp.mean(
+            (
+                mlp(1, context=3).apply({**theta, "body": {**theta["body"], "context": context}}, state, points.inputs)[
+                    0
+                ]
+                - 1.0
+            )
+            ** 2
+        )
+    )(jnp.zeros(3))
+    np.testing.assert_allclose(adapted["body"]["context"], -0.1 * one_step, rtol=1e-5)
+    assert float(jnp.abs(one_step).max()) > 0
+    np.testing.assert_array_equal(adapted["head"]["kernel"], theta["head"]["kernel"])
+    grads = jax.grad(lambda one: learner.loss(one, state, Episode(points, points), KEY, 0)[0])(theta)
+    np.testing.assert_array_equal(grads["body"]["context"], jnp.zeros(3))
+    assert float(jnp.abs(grads["head"]["kernel"]).max()) > 0
+
+
+def test_cavia_needs_a_context():
+    with pytest.raises(ValueError, match="parameters called `context`"):
+        cavia(mlp(1), **SGD).init(KEY, jnp.ones([2, 1]))
+
+
+def test_meta_curvature_turns_each_axis(x64):
+    """One step with random matrices against the product written out in NumPy."""
+    rng = np.random.default_rng(0)
+    kernel = jnp.asarray(rng.normal(size=[4, 3]))
+    model = from_function(lambda key, inputs: kernel, lambda matrix, inputs: inputs @ matrix)
+    learner = meta_curvature(model, inner_lr=0.1, **REGRESSION)
+    theta, state = learner.init(KEY, jnp.ones([2, 4]))
+    (name,) = theta["curvature"]
+    assert [matrix.shape for matrix in theta["curvature"][name]] == [(4, 4), (3, 3)]
+    of_inputs, of_outputs = rng.normal(size=[4, 4]), rng.normal(size=[3, 3])
+    theta["curvature"][name] = [jnp.asarray(of_inputs), jnp.asarray(of_outputs)]
+    inputs, targets = rng.normal(size=[5, 4]), rng.normal(size=[5, 3])
+    adapted = learner.adapt(theta, state, example_batch(jnp.asarray(inputs), jnp.asarray(targets)), KEY)
+    gradient = inputs.T @ (2 * (inputs @ kernel - targets)) / targets.size
+    expected = kernel - 0.1 * of_inputs @ gradient @ of_outputs.T
+    np.testing.assert_allclose(adapted.params["body"], expected, rtol=1e-10)
+
+
+def test_meta_curvature_begins_as_maml(source):
+    support = tiny_task(source).support
+    learner, plain = meta_curvature(tiny_model(), inner_lr=0.1), maml(tiny_model(), inner_optimizer=optax.sgd(0.1))
+    theta, state = learner.init(KEY, support.inputs)
+    turned = learner.adapt(theta, state, support, KEY)
+    straight = plain.adapt(theta["params"], state, support, KEY)
+    for one, other in zip(jax.tree.leaves(turned), jax.tree.leaves(straight), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_multi_step_loss_goes_from_the_mean_to_the_last(x64):
+    learner = maml_plus_plus(line(), inner_lr=0.1, num_steps=3, multi_step_until=10, **REGRESSION)
+    theta, _ = learner.init(KEY, jnp.ones([2, 1]))
+    theta = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), theta)
+    phis, w = [], 1.0
+    for _ in range(3):
+        w = after(w, 0.1)
+        phis.append(w)
+    losses = QUERY_M * (np.array(phis) - SLOPE) ** 2
+    for step, shares in ((0, [1 / 3] * 3), (5, [1 / 6, 1 / 6, 2 / 3]), (10, [0, 0, 1]), (99, [0, 0, 1])):
+        loss, _ = meta_gradient(learner, theta, step)
+        np.testing.assert_allclose(loss, np.dot(shares, losses), rtol=1e-6)
+
+
+def test_the_order_of_the_gradient_is_annealed(x64):
+    options = {"inner_lr": 0.1, "num_steps": 2, **REGRESSION}
+    learner = maml_plus_plus(line(), first_order_until=5, **options)
+    theta, _ = learner.init(KEY, jnp.ones([2, 1]))
+    theta = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), theta)
+    twice = (1 - 0.4) ** 2
+    phi = SLOPE + (1.0 - SLOPE) * twice
+    for step, slope in ((0, 1.0), (4, 1.0), (5, twice), (9, twice)):
+        _, grads = meta_gradient(learner, theta, step)
+        np.testing.assert_allclose(grads["params"]["body"], 2 * QUERY_M * (phi - SLOPE) * slope, rtol=1e-6)
+        # The rates are learned at either order.
+        assert all(abs(rate) > 1e-3 for rate in grads["rates"]["['body']"])
+
+
+def test_every_step_has_its_own_normalisation(source):
+    """With all rows alike it is MAML; a row changed for the last step changes what the last step gives."""
+    episode = tiny_task(source)
+    learner = maml_plus_plus(tiny_model(), inner_lr=0.1, num_steps=2)
+    theta, state = learner.init(KEY, episode.support.inputs)
+    assert sorted(theta["norms"]) == ["['body']['BatchNorm_0']['bias']", "['body']['BatchNorm_0']['scale']"]
+    assert not any("Norm" in path for path in theta["rates"])
+
+    def outputs(theta):
+        adapted = learner.adapt(theta, state, episode.support, KEY)
+        return learner.predict(adapted, episode.query, KEY)
+
+    scale = theta["norms"]["['body']['BatchNorm_0']['scale']"]
+    assert scale.shape == (2, 4)
+    with_rows = [
+        outputs({**theta, "norms": {**theta["norms"], "['body']['BatchNorm_0']['scale']": scale.at[row].set(2.0)}})
+        for row in (0, 1)
+    ]
+    assert all(np.abs(changed - outputs(theta)).max() > 1e-4 for changed in with_rows)
+    assert np.abs(with_rows[0] - with_rows[1]).max() > 1e-4
