@@ -57,7 +57,7 @@ ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
     "fomaml": {},
     "imaml": {"proximal": 2.0, "inner_steps": 16, "eval_inner_steps": 16, "inner_lr": 0.1},
     "reptile": {
-        "inner_optimizer": "adam",
+        "inner_optimizer": "adam-no-momentum",
         "inner_lr": 1e-3,
         "inner_steps": 5,
         "eval_inner_steps": 50,
