@@ -5,8 +5,8 @@ Command   python experiments/omniglot_two_cores.py --data-dir DIR --minutes 15 [
 Expected  experiments/README.md
 Setting   split by alphabet (vinyals) with rotations; conv4 of stride 2, 64 filters; 15 queries a class and statistics
           of the support set (or of training, where that is the algorithm's habit: then inductive too); Adam with a
-          cosine over the steps that fit the budget, of which a few are timed first; 1000 test tasks, best of 10 validated
-          checkpoints.
+          cosine over the steps that fit the budget, of which a few are timed first; 1000 test tasks, best of 10
+          validated checkpoints.
 Hardware  2 CPU cores.
 """
 

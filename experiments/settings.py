@@ -40,7 +40,7 @@ def paper_config(setting: str, algorithm: str, changes: Mapping[str, Any]) -> Co
 
 
 def run_settings(
-    description: str,
+    description: str | None,
     algorithm: str,
     *,
     paper: Mapping[str, float],
