@@ -72,13 +72,18 @@ def siamese(model: Model, *, ways: int, **options: Unpack[HeadOptions]) -> MetaL
         logits = pair_logits(params, features, support.inputs)
         return jnp.where(members, logits[..., None], NEVER).max(1)
 
-    def loss(params, support, query):
-        _check_pairs(support, query)
+    def pair_loss(params, support, query):
         same = query.targets[:, None] == support.targets
         losses = optax.sigmoid_binary_cross_entropy(pair_logits(params, query.inputs, support.inputs), same)
         return jnp.sum(pair_weights(same, query.weights[:, None] * support.weights) * losses)
 
-    return embedding_learner(model, Head(init, lambda _, support: support, score, loss), **options)
+    learner = embedding_learner(model, Head(init, lambda _, support: support, score, pair_loss), **options)
+
+    def loss(meta_params, state, episode, key, step):
+        _check_pairs(*episode)
+        return learner.loss(meta_params, state, episode, key, step)
+
+    return learner._replace(loss=loss)
 
 
 def pair_logits(params, first: jax.Array, second: jax.Array) -> jax.Array:

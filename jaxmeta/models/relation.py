@@ -28,7 +28,8 @@ class RelationModule(nn.Module):
         if maps and min(queries.shape[1:3]) < 4:
             raise ValueError(
                 "The relation module halves feature maps twice and needs 4x4 or more; given "
-                f"{list(queries.shape[1:3])}. Use larger images, conv4(..., maps=True, halvings=2), or an embedding that gives vectors."
+                f"{list(queries.shape[1:3])}. Use larger images, conv4(..., maps=True, halvings=2), or an "
+                "embedding that gives vectors."
             )
         layer = Conv if maps else nn.Dense
         # A layer of two maps laid over each other is the sum of a layer of each, so that the widest one
