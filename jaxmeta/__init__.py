@@ -14,11 +14,15 @@ from jaxmeta.algorithms import (
     imaml,
     maml,
     maml_plus_plus,
+    matching,
+    matching_fce,
     meta_curvature,
     meta_sgd,
     options_of,
     protonet,
+    relation,
     reptile,
+    siamese,
 )
 from jaxmeta.base import (
     Batch,
@@ -41,12 +45,14 @@ from jaxmeta.data import (
     ClassPool,
     Dataset,
     EpisodeSpec,
+    Pairs,
     TaskSource,
     load_glyphs,
     load_omniglot,
     load_sinusoid,
     sample_episode,
     sample_episodes,
+    sample_pairs,
     task_source,
 )
 from jaxmeta.devices import make_mesh, place, state_shardings
@@ -85,6 +91,15 @@ from jaxmeta.models import MODELS, conv4, from_function, from_linen, from_nnx, i
 from jaxmeta.nn import LoweringTable
 from jaxmeta.population import Members, fit_population, init_population, make_population_evaluator, members
 from jaxmeta.train import compile_steps, fit, init_train_state, make_train_step
+from jaxmeta.verification import (
+    Roc,
+    area_under_roc,
+    embedding_scores,
+    equal_error_rate,
+    roc,
+    verification_accuracy,
+    verification_scores,
+)
 
 __version__ = "0.1.0"
 
@@ -116,10 +131,13 @@ __all__ = [
     "MetaLearner",
     "MixedModeWarning",
     "Model",
+    "Pairs",
+    "Roc",
     "TaskSource",
     "TrainState",
     "accuracy",
     "anil",
+    "area_under_roc",
     "bilevel",
     "boil",
     "bootstrapped",
@@ -131,6 +149,8 @@ __all__ = [
     "conv4",
     "cross_entropy",
     "embedding_learner",
+    "embedding_scores",
+    "equal_error_rate",
     "estimate",
     "evaluate",
     "evolution",
@@ -165,6 +185,8 @@ __all__ = [
     "make_train_step",
     "maml",
     "maml_plus_plus",
+    "matching",
+    "matching_fce",
     "mean_squared_error",
     "members",
     "meta_curvature",
@@ -177,13 +199,19 @@ __all__ = [
     "pes",
     "place",
     "protonet",
+    "relation",
     "reptile",
     "resnet12",
+    "roc",
     "sample_episode",
     "sample_episodes",
+    "sample_pairs",
     "scale_by_rates",
+    "siamese",
     "state_shardings",
     "task_source",
     "truncated",
     "unrolled",
+    "verification_accuracy",
+    "verification_scores",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxmeta.base import Episode
+from jaxmeta.verification import Roc, area_under_roc, equal_error_rate
 
 GOOD, BAD, TRUTH = "#2a7f3f", "#b3261e", "#444444"
 
@@ -132,4 +133,34 @@ def plot_regression_episode(
     axes.set_ylabel("y")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def plot_roc(path: Path, curves: dict[str, Roc], title: str = "Are two images of one class?") -> None:
+    """Draw receiver operating characteristics, each with its area and a dot at its equal error rate.
+
+    Args:
+      path: Where to write the PNG.
+      curves: What `roc` gave, by label.
+      title: Above the picture.
+    """
+    figure = _figure(5.2, 4.8)
+    axes = figure.subplots()
+    # Where false alarms are as frequent as misses, and guessing.
+    axes.plot([0, 1], [1, 0], color=TRUTH, linewidth=0.6, linestyle=":")
+    axes.plot([0, 1], [0, 1], color=TRUTH, linewidth=0.8, linestyle="--", label="guessing")
+    for number, (label, curve) in enumerate(curves.items()):
+        rate = equal_error_rate(curve)
+        text = f"{label}: area {area_under_roc(curve):.3f}, equal error {100 * rate:.1f} %"
+        color = f"C{number}"
+        axes.plot(curve.false_positive_rate, curve.true_positive_rate, color=color, linewidth=1.6, label=text)
+        axes.plot([rate], [1 - rate], "o", color=color, markersize=4, clip_on=False, zorder=3)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_aspect("equal")
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("different pairs called the same")
+    axes.set_ylabel("same pairs called the same")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=120)

@@ -73,6 +73,10 @@ ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
     "maml++": {"inner_steps": 3, "eval_inner_steps": 3, "inner_lr": 0.1},
     "meta-curvature": {},
     "protonet": {**_NO_LOOP, "queries": 5},
+    "matching": {**_NO_LOOP, "queries": 5},
+    "matching-fce": {**_NO_LOOP, "queries": 5},
+    "relation": {**_NO_LOOP, "model": "conv4-maps", "queries": 5},
+    "siamese": {**_NO_LOOP, "queries": 5},
 }
 
 

@@ -21,11 +21,15 @@ from jaxmeta import (
     imaml,
     maml,
     maml_plus_plus,
+    matching,
+    matching_fce,
     meta_curvature,
     meta_sgd,
     mlp,
     protonet,
+    relation,
     reptile,
+    siamese,
 )
 
 SGD = {"inner_optimizer": optax.sgd(0.1), "num_steps": 2}
@@ -41,6 +45,10 @@ CASES = {
     "maml++": lambda model: maml_plus_plus(model, num_steps=2, multi_step_until=2, first_order_until=1),
     "meta-curvature": lambda model: meta_curvature(model, inner_lr=0.1, num_steps=2),
     "protonet": lambda model: protonet(model, ways=3),
+    "matching": lambda model: matching(model, ways=3),
+    "matching-fce": lambda model: matching_fce(model, ways=3, reads=2),
+    "relation": lambda model: relation(model, ways=3, filters=4),
+    "siamese": lambda model: siamese(model, ways=3),
 }
 
 

@@ -22,6 +22,7 @@ ROOMS = [
     "algorithms",
     "data",
     "metrics",
+    "verification",
     "plan",
     "checkpoint",
     "processes",

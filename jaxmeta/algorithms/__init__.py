@@ -8,11 +8,14 @@ from jaxmeta.algorithms.gradient import Adaptation, gradient_learner
 from jaxmeta.algorithms.imaml import imaml
 from jaxmeta.algorithms.maml import fomaml, maml
 from jaxmeta.algorithms.maml_plus_plus import maml_plus_plus
+from jaxmeta.algorithms.matching import matching, matching_fce
 from jaxmeta.algorithms.meta_curvature import meta_curvature
 from jaxmeta.algorithms.meta_sgd import meta_sgd
 from jaxmeta.algorithms.options import options_of
 from jaxmeta.algorithms.protonet import protonet
+from jaxmeta.algorithms.relation import relation
 from jaxmeta.algorithms.reptile import reptile
+from jaxmeta.algorithms.siamese import siamese
 
 ALGORITHMS = {
     # By gradient steps.
@@ -28,6 +31,10 @@ ALGORITHMS = {
     "meta-curvature": meta_curvature,
     # By comparing embeddings.
     "protonet": protonet,
+    "matching": matching,
+    "matching-fce": matching_fce,
+    "relation": relation,
+    "siamese": siamese,
 }
 
 __all__ = [
@@ -44,9 +51,13 @@ __all__ = [
     "imaml",
     "maml",
     "maml_plus_plus",
+    "matching",
+    "matching_fce",
     "meta_curvature",
     "meta_sgd",
     "options_of",
     "protonet",
+    "relation",
     "reptile",
+    "siamese",
 ]

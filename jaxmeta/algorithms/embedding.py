@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxmeta.algorithms.adapted import check_norm, metrics_of
 from jaxmeta.base import Batch, MetaLearner, Model, PyTree
 from jaxmeta.losses import CRITERIA, Criterion
+from jaxmeta.models import with_flat_features
 
 # Running statistics move by a hundredth at each step of training, as is the habit of the field's code.
 MOMENTUM = 0.99
@@ -29,12 +30,14 @@ class Head(NamedTuple):
       fit: `(head_params, support) -> fitted`.
       score: `(head_params, fitted, features) -> outputs`.
       loss: `(head_params, fitted, query) -> scalar`; None for the criterion's, of the outputs.
+      maps: Whether it takes features of any shape; else maps come to it as vectors.
     """
 
     init: Callable[..., PyTree]
     fit: Callable[[PyTree, Batch], PyTree]
     score: Callable[[PyTree, PyTree, jax.Array], jax.Array]
     loss: Callable[[PyTree, PyTree, Batch], jax.Array] | None = None
+    maps: bool = False
 
 
 class Fitted(NamedTuple):
@@ -78,6 +81,7 @@ def embedding_learner(
       >>> learner = embedding_learner(conv4(5), head)
     """
     check_norm("A learner that embeds", norm)
+    model = model if head.maps else with_flat_features(model)
 
     def init(key, inputs):
         key_model, key_head = jax.random.split(key)
@@ -119,12 +123,11 @@ def embedding_learner(
         support, query, state = embed_both(params, state, episode, key)
         fitted = head.fit(params["head"], support)
         outputs = head.score(params["head"], fitted, query.inputs)
-        metrics = metrics_of(criterion, outputs, query)
         if head.loss is None:
             value = criterion.loss(outputs, query.targets, query.weights)
         else:
             value = head.loss(params["head"], fitted, query)
-        return value, (state, metrics)
+        return value, (state, metrics_of(criterion, outputs, query))
 
     return MetaLearner(init, adapt, predict, loss)
 

@@ -5,6 +5,7 @@ import jax
 from jaxmeta.data.episodes import EpisodeSpec, TaskSource, check_spec, sample_episode, sample_episodes, task_keys
 from jaxmeta.data.glyphs import load_glyphs
 from jaxmeta.data.omniglot import load_omniglot
+from jaxmeta.data.pairs import Pairs, sample_pairs
 from jaxmeta.data.pools import ClassPool, DataError, Dataset
 from jaxmeta.data.sinusoid import load_sinusoid, sample_sinusoids
 
@@ -48,6 +49,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "EpisodeSpec",
+    "Pairs",
     "TaskSource",
     "check_spec",
     "load_glyphs",
@@ -55,6 +57,7 @@ __all__ = [
     "load_sinusoid",
     "sample_episode",
     "sample_episodes",
+    "sample_pairs",
     "sample_sinusoids",
     "task_keys",
     "task_source",

@@ -134,6 +134,29 @@ def from_nnx(make_body: Callable[[nnx.Rngs], nnx.Module], make_head: Callable | 
     return _compose({name: name for name in makers}, init_part, apply_part)
 
 
+def with_flat_features(model: Model) -> Model:
+    """Let a model's features be vectors: maps `[examples, ...]` are flattened, its outputs stay.
+
+    Args:
+      model: Any model.
+
+    Returns:
+      The `Model`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> model = with_flat_features(from_function(lambda key, x: {}, lambda params, x: x))
+      >>> model.embed({"body": {}, "head": {}}, {}, jnp.ones([2, 4, 4, 3]))[0].shape
+      (2, 48)
+    """
+
+    def embed(*arguments, **options):
+        features, state = model.embed(*arguments, **options)
+        return features.reshape(features.shape[0], -1), state
+
+    return model._replace(embed=embed)
+
+
 def _without_dropout(call, args, kwargs, context):
     """Pass inputs through dropout layers unchanged, in a module that is asked to train without a key."""
     if isinstance(context.module, nn.Dropout) and context.method_name == "__call__":
