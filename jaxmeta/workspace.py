@@ -62,7 +62,8 @@ def open_workspace(config: Config, mesh: Mesh | None = None, lowering: str | Low
     eval_spec = EpisodeSpec(config.ways, config.shots, config.eval_queries)
     specs = {"train": train_spec, "validation": eval_spec, "test": eval_spec}
     try:
-        sources = {split: task_source(dataset, split, spec) for split, spec in specs.items()}
+        within = config.within_alphabet
+        sources = {split: task_source(dataset, split, spec, within_group=within) for split, spec in specs.items()}
     except ValueError as error:
         raise ConfigError(str(error)) from error
     episode = jax.eval_shape(lambda: _one_task(sources["train"]))
@@ -194,6 +195,7 @@ def describe(workspace: Workspace, evaluation: Evaluation, train_state: TrainSta
     """Describe the setting beside the number."""
     config, estimate = workspace.config, evaluation.metrics[workspace.headline]
     described = ("dataset", "algorithm", "metagrad", "estimator", "model", "ways", "shots", "inner_steps")
+    described += ("within_alphabet",) if config.within_alphabet else ()
     # JSON knows no infinity: a diverged adaptation is null.
     mean, ci95 = (value if np.isfinite(value) else None for value in (estimate.mean, estimate.ci95))
     return {

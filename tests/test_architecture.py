@@ -22,6 +22,7 @@ ROOMS = [
     "algorithms",
     "data",
     "metrics",
+    "hausdorff",
     "plan",
     "checkpoint",
     "processes",
