@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxmeta import checkpoint, plots, processes
 from jaxmeta.base import Evaluation, Key, TrainState
 from jaxmeta.config import Config, ConfigError
-from jaxmeta.data import Dataset, EpisodeSpec, TaskSource, task_keys, task_source
+from jaxmeta.data import Dataset, EpisodeSpec, TaskSource, check_spec, task_keys, task_source
 from jaxmeta.evaluate import judge_tasks, make_evaluator
 from jaxmeta.folder import load_lowerings, lowerings_file, read_rows, save_lowerings
 from jaxmeta.nn import Case, LoweringTable, contractions_in, lowerings_used
@@ -185,6 +185,12 @@ def judge(workspace: Workspace, train_state: TrainState, out: Path, *, split: st
     """Evaluate on the tasks of a split, and describe the setting beside the number."""
     config, source = workspace.config, workspace.sources[split]
     source = source._replace(spec=workspace.sources["test"].spec)
+    if workspace.dataset.kind == "classification":
+        try:
+            # The split of training was checked for the tasks of training only.
+            check_spec(source.spec, source.pool, f"split {split!r} of {config.dataset}")
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     evaluation = workspace.evaluator(
         train_state.meta_params, train_state.state, source, evaluation_key(split), config.eval_episodes
     )

@@ -57,10 +57,7 @@ def task_source(dataset: Dataset, split: str, spec: EpisodeSpec, *, within_group
     source = TaskSource(sample_episodes, jax.device_put(pool), spec)
     if not within_group or dataset.groups is None:
         return source
-    try:
-        return within_groups(source, dataset.groups[split])
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+    return within_groups(source, dataset.groups[split], name)
 
 
 __all__ = [

@@ -49,7 +49,7 @@ class GroupedPool(NamedTuple):
     sizes: Any
 
 
-def check_spec(spec: EpisodeSpec, pool: ClassPool, name: str = "the pool") -> None:
+def check_spec(spec: EpisodeSpec, pool: ClassPool | GroupedPool, name: str = "the pool") -> None:
     """Refuse a specification that a pool cannot serve.
 
     Args:
@@ -75,6 +75,12 @@ def check_spec(spec: EpisodeSpec, pool: ClassPool, name: str = "the pool") -> No
     if spec.ways > classes:
         raise ValueError(
             f"{spec.ways} ways were asked for, but {name} has {classes} classes. Ask for at most {classes} ways."
+        )
+    largest = int(pool.sizes.max()) if isinstance(pool, GroupedPool) else classes
+    if spec.ways > largest:
+        raise ValueError(
+            f"{spec.ways} ways within one group (an alphabet) were asked for, but the largest group of {name} has "
+            f"{largest} classes. Ask for at most {largest} ways, or draw the classes of a task from all groups."
         )
     fewest = int(pool.counts.min())
     if spec.shots + spec.queries > fewest:
@@ -161,7 +167,7 @@ def sample_within_groups(
     return jax.vmap(one_task)(task_keys(key, num_tasks, first_task=first_task))
 
 
-def within_groups(source: TaskSource, groups: Sequence[str]) -> TaskSource:
+def within_groups(source: TaskSource, groups: Sequence[str], name: str = "the pool") -> TaskSource:
     """Draw all classes of a task from one group, such as the characters of one alphabet.
 
     Groups with fewer classes than ways are passed over; each of the others is as likely, whatever its size.
@@ -169,6 +175,7 @@ def within_groups(source: TaskSource, groups: Sequence[str]) -> TaskSource:
     Args:
       source: A source of `sample_episodes`.
       groups: `[classes]`, the name of each class's group.
+      name: What to call the pool in a message.
 
     Returns:
       A `TaskSource`; its pool is a `GroupedPool`.
@@ -184,16 +191,12 @@ def within_groups(source: TaskSource, groups: Sequence[str]) -> TaskSource:
 
     Source: Lake, Salakhutdinov and Tenenbaum, 2015, Science 350(6266): one-shot classification within an alphabet.
     """
-    pool, ways = source.pool, source.spec.ways
-    if len(groups) != pool.images.shape[0]:
-        raise ValueError(f"within_groups was given {len(groups)} groups for {pool.images.shape[0]} classes: one each.")
-    names, numbers, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
-    if sizes.max() < ways:
-        raise ValueError(
-            f"{ways} ways within one group were asked for, but the largest, {names[sizes.argmax()]}, has {sizes.max()} "
-            f"classes. Ask for at most {sizes.max()} ways, or draw classes from all groups."
-        )
-    grouped = GroupedPool(pool.images, pool.counts, jnp.asarray(numbers, jnp.int32), jnp.asarray(sizes, jnp.int32))
+    images, counts = source.pool
+    if len(groups) != images.shape[0]:
+        raise ValueError(f"{name} has {images.shape[0]} classes, each of one group; given {len(groups)} groups.")
+    _, numbers, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    grouped = GroupedPool(images, counts, jnp.asarray(numbers, jnp.int32), jnp.asarray(sizes, jnp.int32))
+    check_spec(source.spec, grouped, name)
     return TaskSource(sample_within_groups, grouped, source.spec)
 
 

@@ -85,7 +85,7 @@ def _dataset(parts: dict[str, tuple[np.ndarray, np.ndarray]]) -> Dataset:
         counts = np.bincount(labels, minlength=10)[list(digits)].astype(np.int32)
         if not counts.all():
             raise DataError(
-                f"MNIST has no image of some digit in its {part} part: labels {np.unique(labels).tolist()}."
+                f"The {part} images of this MNIST show the digits {np.unique(labels).tolist()} only. Fetch it again."
             )
         pool = np.zeros([len(digits), counts.max(), SIZE, SIZE, 1], np.uint8)
         for place, digit in enumerate(digits):
