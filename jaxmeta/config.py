@@ -34,7 +34,13 @@ class Config:
     """Everything that decides the outcome of a run. Defaults: glyphs, 5-way 1-shot, second-order MAML."""
 
     dataset: Annotated[str, _choice(DATASETS, "Where tasks come from.")] = "glyphs"
-    split: Annotated[str, tyro.conf.arg(help="Class split of omniglot: vinyals or random (MAML's).")] = "vinyals"
+    split: Annotated[
+        str,
+        tyro.conf.arg(
+            help="Class split of omniglot: vinyals, random (MAML's), or the challenge's: background, small1, small2."
+        ),
+    ] = "vinyals"
+    within_alphabet: Annotated[bool, tyro.conf.arg(help="Draw the classes of a task from one alphabet.")] = False
     data_dir: Annotated[Path | None, tyro.conf.arg(help="Folder with the data; None: the cache, or a download.")] = None
     algorithm: Annotated[str, _choice(ALGORITHMS, "How to learn to learn.")] = "maml"
     metagrad: Annotated[str, _choice(METAGRADS, "How the inner loop is differentiated.")] = "unrolled"

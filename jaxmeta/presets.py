@@ -25,6 +25,8 @@ PRESETS = {
     "omniglot-maml-5w5s": dataclasses.replace(_OMNIGLOT, **_FIVE_SHOT),
     "omniglot-maml-20w1s": dataclasses.replace(_OMNIGLOT, **_TWENTY_WAY),
     "omniglot-maml-20w5s": dataclasses.replace(_OMNIGLOT, **_TWENTY_WAY, **_FIVE_SHOT),
+    # Five digits to train on, five to validate with.
+    "mnist-maml-5w1s": Config(dataset="mnist", norm="transductive", filters=64),
     "sinusoid-maml": Config(
         dataset="sinusoid",
         model="mlp",
@@ -46,6 +48,7 @@ PRESETS = {
 DEFAULT_PRESETS = {
     "glyphs": "glyphs-maml-5w1s",
     "omniglot": "omniglot-maml-5w1s",
+    "mnist": "mnist-maml-5w1s",
     "sinusoid": "sinusoid-maml",
 }
 

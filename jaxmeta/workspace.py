@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxmeta import checkpoint, plots, processes
 from jaxmeta.base import Evaluation, Key, TrainState
 from jaxmeta.config import Config, ConfigError
-from jaxmeta.data import Dataset, EpisodeSpec, TaskSource, task_keys, task_source
+from jaxmeta.data import Dataset, EpisodeSpec, TaskSource, check_spec, task_keys, task_source
 from jaxmeta.evaluate import judge_tasks, make_evaluator
 from jaxmeta.folder import load_lowerings, lowerings_file, read_rows, save_lowerings
 from jaxmeta.nn import Case, LoweringTable, contractions_in, lowerings_used
@@ -62,7 +62,8 @@ def open_workspace(config: Config, mesh: Mesh | None = None, lowering: str | Low
     eval_spec = EpisodeSpec(config.ways, config.shots, config.eval_queries)
     specs = {"train": train_spec, "validation": eval_spec, "test": eval_spec}
     try:
-        sources = {split: task_source(dataset, split, spec) for split, spec in specs.items()}
+        within = config.within_alphabet
+        sources = {split: task_source(dataset, split, spec, within_group=within) for split, spec in specs.items()}
     except ValueError as error:
         raise ConfigError(str(error)) from error
     episode = jax.eval_shape(lambda: _one_task(sources["train"]))
@@ -184,6 +185,12 @@ def judge(workspace: Workspace, train_state: TrainState, out: Path, *, split: st
     """Evaluate on the tasks of a split, and describe the setting beside the number."""
     config, source = workspace.config, workspace.sources[split]
     source = source._replace(spec=workspace.sources["test"].spec)
+    if workspace.dataset.kind == "classification":
+        try:
+            # The split of training was checked for the tasks of training only.
+            check_spec(source.spec, source.pool, f"split {split!r} of {config.dataset}")
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     evaluation = workspace.evaluator(
         train_state.meta_params, train_state.state, source, evaluation_key(split), config.eval_episodes
     )
@@ -194,6 +201,7 @@ def describe(workspace: Workspace, evaluation: Evaluation, train_state: TrainSta
     """Describe the setting beside the number."""
     config, estimate = workspace.config, evaluation.metrics[workspace.headline]
     described = ("dataset", "algorithm", "metagrad", "estimator", "model", "ways", "shots", "inner_steps")
+    described += ("within_alphabet",) if config.within_alphabet else ()
     # JSON knows no infinity: a diverged adaptation is null.
     mean, ci95 = (value if np.isfinite(value) else None for value in (estimate.mean, estimate.ci95))
     return {

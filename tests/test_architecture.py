@@ -23,6 +23,7 @@ ROOMS = [
     "data",
     "metrics",
     "verification",
+    "hausdorff",
     "plan",
     "checkpoint",
     "processes",

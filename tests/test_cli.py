@@ -28,7 +28,7 @@ OPTIONS = (
     "dataset algorithm metagrad ways shots queries inner-steps eval-inner-steps inner-lr outer-lr tasks steps seed"
 )
 OPTIONS += " norm data-dir out resume devices model-devices coordinator num-processes process-id seeds inner-lrs"
-OPTIONS += " plan memory-mib precision"
+OPTIONS += " plan memory-mib precision split within-alphabet"
 
 
 def command(*arguments, **options):
@@ -96,8 +96,10 @@ def test_train_leaves_a_whole_run_folder(tmp_path, capsys):
 def test_classification_run_on_glyphs(tmp_path, capsys):
     run = tmp_path / "run"
     small = ["--filters", "4", "--tasks", "4", "--steps", "10", "--eval-episodes", "20", "--validation-episodes", "8"]
-    assert main(["train", "glyphs-maml-5w1s", *small, "--norm", "inductive", "--out", str(run)]) == 0
+    small += ["--norm", "inductive", "--within-alphabet"]
+    assert main(["train", "glyphs-maml-5w1s", *small, "--out", str(run)]) == 0
     result = last_json(capsys.readouterr().out)
+    assert result["within_alphabet"] is True
     assert 0.15 < result["accuracy"] <= 1 and 0 < result["ci95"] < 1
     assert (result["ways"], result["shots"], result["dataset"], result["norm"]) == (5, 1, "glyphs", "inductive")
     assert (run / "episode.png").stat().st_size > 5000
@@ -260,6 +262,9 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, capsys):
         (["train", "--ways", "0"], "--ways must be at least 1; given 0"),
         (["train", "--ways", "1"], "--ways must be at least 2"),
         (["train", "--split", "random"], "--split random is for --dataset omniglot"),
+        (["train", "--dataset", "sinusoid", "--within-alphabet"], "The classes of sinusoid are in no groups"),
+        (["train", "--within-alphabet", "--ways", "60"], "the largest group of split 'validation' of glyphs has 54"),
+        (["train", "--dataset", "mnist", "--data-dir", "/no/such/folder"], "No MNIST in data_dir /no/such/folder"),
         (["train", "--dataset", "sinusoid", "--data-dir", "x"], "--dataset sinusoid reads no data"),
         (["train", "--dataset", "omniglot", "--split", "rndom", "--data-dir", "x"], "no split 'rndom'"),
         (["train", "--seed", "-1"], "--seed must be at least 0"),

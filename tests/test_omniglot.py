@@ -300,7 +300,7 @@ def test_without_tfds_the_message_says_what_to_install(tiny, own_cache, monkeypa
 
 
 def test_wrong_folders_and_splits_are_refused(tmp_path, own_cache):
-    with pytest.raises(DataError, match=r"no split 'vinyal'; choose 'vinyals' or 'random'"):
+    with pytest.raises(DataError, match=r"no split 'vinyal'; choose one of 'vinyals', 'random'"):
         load_omniglot(split="vinyal")
     with pytest.raises(DataError, match="none of this.*dataset_info.json.*images_background.zip.*npz"):
         load_omniglot(data_dir=tmp_path)

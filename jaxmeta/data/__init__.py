@@ -2,8 +2,19 @@
 
 import jax
 
-from jaxmeta.data.episodes import EpisodeSpec, TaskSource, check_spec, sample_episode, sample_episodes, task_keys
+from jaxmeta.data.challenge import challenge_source, load_challenge, load_challenge_drawings
+from jaxmeta.data.episodes import (
+    EpisodeSpec,
+    TaskSource,
+    check_spec,
+    fixed_source,
+    sample_episode,
+    sample_episodes,
+    task_keys,
+    within_groups,
+)
 from jaxmeta.data.glyphs import load_glyphs
+from jaxmeta.data.mnist import load_mnist
 from jaxmeta.data.omniglot import load_omniglot
 from jaxmeta.data.pairs import Pairs, sample_pairs
 from jaxmeta.data.pools import ClassPool, DataError, Dataset
@@ -12,17 +23,19 @@ from jaxmeta.data.sinusoid import load_sinusoid, sample_sinusoids
 DATASETS = {
     "glyphs": load_glyphs,
     "omniglot": load_omniglot,
+    "mnist": load_mnist,
     "sinusoid": load_sinusoid,
 }
 
 
-def task_source(dataset: Dataset, split: str, spec: EpisodeSpec) -> TaskSource:
+def task_source(dataset: Dataset, split: str, spec: EpisodeSpec, *, within_group: bool = False) -> TaskSource:
     """Make the source of one split's tasks, its pool on the default device.
 
     Args:
       dataset: What a loader of `DATASETS` returned.
       split: "train", "validation" or "test".
       spec: Size of the episodes.
+      within_group: Draw the classes of a task from one group: one alphabet of omniglot, one script of glyphs.
 
     Returns:
       A `TaskSource`.
@@ -36,11 +49,16 @@ def task_source(dataset: Dataset, split: str, spec: EpisodeSpec) -> TaskSource:
     """
     if split not in dataset.splits:
         raise ValueError(f"{dataset.name} has no split {split!r}; it has {', '.join(dataset.splits)}.")
-    pool = dataset.splits[split]
+    if within_group and dataset.groups is None:
+        raise ValueError(f"The classes of {dataset.name} are in no groups: draw those of a task from all.")
+    pool, name = dataset.splits[split], f"split {split!r} of {dataset.name}"
     if dataset.kind == "regression":
         return TaskSource(sample_sinusoids, pool, spec)
-    check_spec(spec, pool, f"split {split!r} of {dataset.name}")
-    return TaskSource(sample_episodes, jax.device_put(pool), spec)
+    check_spec(spec, pool, name)
+    source = TaskSource(sample_episodes, jax.device_put(pool), spec)
+    if not within_group or dataset.groups is None:
+        return source
+    return within_groups(source, dataset.groups[split], name)
 
 
 __all__ = [
@@ -51,8 +69,13 @@ __all__ = [
     "EpisodeSpec",
     "Pairs",
     "TaskSource",
+    "challenge_source",
     "check_spec",
+    "fixed_source",
+    "load_challenge",
+    "load_challenge_drawings",
     "load_glyphs",
+    "load_mnist",
     "load_omniglot",
     "load_sinusoid",
     "sample_episode",
@@ -61,4 +84,5 @@ __all__ = [
     "sample_sinusoids",
     "task_keys",
     "task_source",
+    "within_groups",
 ]

@@ -1,10 +1,11 @@
 """Episodes from a pool of classes: a pure function of a key, jittable, on the device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmeta.base import Batch, Episode, Key, example_batch
 from jaxmeta.data.pools import ClassPool
@@ -32,7 +33,23 @@ class TaskSource(NamedTuple):
     spec: EpisodeSpec
 
 
-def check_spec(spec: EpisodeSpec, pool: ClassPool, name: str = "the pool") -> None:
+class GroupedPool(NamedTuple):
+    """A pool whose classes are in groups, as characters are in alphabets.
+
+    Attributes:
+      images: `[classes, per_class, height, width, channels]` uint8.
+      counts: `[classes]` int32, see `ClassPool`.
+      groups: `[classes]` int32, the number of each class's group.
+      sizes: `[groups]` int32, how many classes each group has.
+    """
+
+    images: Any
+    counts: Any
+    groups: Any
+    sizes: Any
+
+
+def check_spec(spec: EpisodeSpec, pool: ClassPool | GroupedPool, name: str = "the pool") -> None:
     """Refuse a specification that a pool cannot serve.
 
     Args:
@@ -58,6 +75,12 @@ def check_spec(spec: EpisodeSpec, pool: ClassPool, name: str = "the pool") -> No
     if spec.ways > classes:
         raise ValueError(
             f"{spec.ways} ways were asked for, but {name} has {classes} classes. Ask for at most {classes} ways."
+        )
+    largest = int(pool.sizes.max()) if isinstance(pool, GroupedPool) else classes
+    if spec.ways > largest:
+        raise ValueError(
+            f"{spec.ways} ways within one group (an alphabet) were asked for, but the largest group of {name} has "
+            f"{largest} classes. Ask for at most {largest} ways, or draw the classes of a task from all groups."
         )
     fewest = int(pool.counts.min())
     if spec.shots + spec.queries > fewest:
@@ -86,16 +109,9 @@ def sample_episode(key: Key, pool: ClassPool, spec: EpisodeSpec) -> Episode:
       (75, 28, 28, 1)
     """
     key_classes, key_images = jax.random.split(key)
-    num_classes, per_class = pool.images.shape[:2]
     # The largest of independent uniforms are a draw without replacement.
-    _, classes = jax.lax.top_k(jax.random.uniform(key_classes, [num_classes]), spec.ways)
-    scores = jax.random.uniform(key_images, [spec.ways, per_class])
-    real = jnp.arange(per_class) < jnp.asarray(pool.counts)[classes][:, None]
-    _, chosen = jax.lax.top_k(jnp.where(real, scores, -1.0), spec.shots + spec.queries)
-    # A product, since a compiled division may differ from this one in its last bit.
-    images = jnp.asarray(pool.images)[classes[:, None], chosen].astype(jnp.float32) * jnp.float32(1 / 255)
-    support, query = images[:, : spec.shots], images[:, spec.shots :]
-    return Episode(_flatten(support), _flatten(query))
+    _, classes = jax.lax.top_k(jax.random.uniform(key_classes, [pool.images.shape[0]]), spec.ways)
+    return _draw_images(key_images, pool, classes, spec)
 
 
 def sample_episodes(
@@ -124,6 +140,118 @@ def sample_episodes(
     return jax.vmap(lambda task_key: sample_episode(task_key, pool, spec))(keys)
 
 
+def sample_within_groups(
+    key: Key, pool: GroupedPool, spec: EpisodeSpec, num_tasks: int, *, first_task: int | jax.Array = 0
+) -> Episode:
+    """Draw a batch of tasks, the classes of each from one group; see `within_groups`.
+
+    Args:
+      key: Source of randomness.
+      pool: Images with the group of every class.
+      spec: Ways, shots and queries; at least one group has as many classes as ways.
+      num_tasks: Number of tasks.
+      first_task: Number of the first one, to draw a part of a larger batch.
+
+    Returns:
+      An `Episode` as of `sample_episodes`.
+    """
+
+    def one_task(key):
+        key_group, key_classes, key_images = jax.random.split(key, 3)
+        enough = jnp.asarray(pool.sizes) >= spec.ways
+        group = jnp.where(enough, jax.random.uniform(key_group, enough.shape), -1.0).argmax()
+        scores = jax.random.uniform(key_classes, [pool.images.shape[0]])
+        _, classes = jax.lax.top_k(jnp.where(jnp.asarray(pool.groups) == group, scores, -1.0), spec.ways)
+        return _draw_images(key_images, pool, classes, spec)
+
+    return jax.vmap(one_task)(task_keys(key, num_tasks, first_task=first_task))
+
+
+def within_groups(source: TaskSource, groups: Sequence[str], name: str = "the pool") -> TaskSource:
+    """Draw all classes of a task from one group, such as the characters of one alphabet.
+
+    Groups with fewer classes than ways are passed over; each of the others is as likely, whatever its size.
+
+    Args:
+      source: A source of `sample_episodes`.
+      groups: `[classes]`, the name of each class's group.
+      name: What to call the pool in a message.
+
+    Returns:
+      A `TaskSource`; its pool is a `GroupedPool`.
+
+    Raises:
+      ValueError: there is not one name for each class, or no group has as many classes as ways.
+
+    Example:
+      >>> pool = ClassPool(np.zeros([4, 20, 28, 28, 1], np.uint8), np.full([4], 20, np.int32))
+      >>> source = TaskSource(sample_episodes, pool, EpisodeSpec(ways=3, shots=1, queries=1))
+      >>> within_groups(source, ["Greek", "Latin", "Latin", "Latin"]).pool.sizes.tolist()
+      [1, 3]
+
+    Source: Lake, Salakhutdinov and Tenenbaum, 2015, Science 350(6266): one-shot classification within an alphabet.
+    """
+    images, counts = source.pool
+    if len(groups) != images.shape[0]:
+        raise ValueError(f"{name} has {images.shape[0]} classes, each of one group; given {len(groups)} groups.")
+    _, numbers, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    grouped = GroupedPool(images, counts, jnp.asarray(numbers, jnp.int32), jnp.asarray(sizes, jnp.int32))
+    check_spec(source.spec, grouped, name)
+    return TaskSource(sample_within_groups, grouped, source.spec)
+
+
+def sample_fixed(
+    key: Key, pool: Episode, spec: EpisodeSpec, num_tasks: int, *, first_task: int | jax.Array = 0
+) -> Episode:
+    """Give tasks first_task, first_task + 1, ... of a fixed set, whatever the key; see `fixed_source`.
+
+    Args:
+      key: Not used.
+      pool: The tasks, leaves `[tasks, ...]`.
+      spec: Not used: every task is as it is.
+      num_tasks: Number of tasks.
+      first_task: Number of the first one.
+
+    Returns:
+      An `Episode` with leaves `[num_tasks, ...]`; beyond the end, the last task again.
+    """
+    del key, spec
+    tasks = first_task + jnp.arange(num_tasks)
+    return jax.tree.map(lambda leaf: jnp.take(leaf, tasks, axis=0, mode="clip"), pool)
+
+
+def fixed_source(episodes: Episode) -> TaskSource:
+    """Make a source of tasks that are given, such as the runs of a published protocol.
+
+    `sample` gives tasks first_task, first_task + 1, ... of them, whatever the key. Beyond the end it repeats the last
+    one, since evaluators draw whole chunks of tasks and cut: judge as many tasks as there are, not more.
+
+    Args:
+      episodes: The tasks, leaves `[tasks, ...]`.
+
+    Returns:
+      A `TaskSource`; its spec says how large the tasks are.
+
+    Raises:
+      ValueError: leaves differ in the number of tasks.
+
+    Example:
+      >>> from jaxmeta.base import example_batch
+      >>> batch = jax.vmap(example_batch)(jnp.arange(12.0).reshape(3, 2, 2), jnp.zeros([3, 2], jnp.int32))
+      >>> source = fixed_source(Episode(batch, batch))
+      >>> source.sample(None, source.pool, source.spec, 2, first_task=2).query.inputs[:, 0, 0].tolist()
+      [8.0, 8.0]
+    """
+    numbers = sorted({jnp.shape(leaf)[0] for leaf in jax.tree.leaves(episodes)})
+    if len(numbers) != 1 or numbers[0] < 1:
+        raise ValueError(f"fixed_source needs leaves [tasks, ...] of one number of tasks; given {numbers}.")
+    targets = episodes.support.targets
+    classes = jnp.issubdtype(targets.dtype, jnp.integer)
+    ways = int(max(targets.max(), episodes.query.targets.max())) + 1 if classes else 1
+    sizes = (max(1, batch.weights.shape[1] // ways) for batch in episodes)
+    return TaskSource(sample_fixed, episodes, EpisodeSpec(ways, *sizes))
+
+
 def task_keys(key: Key, num_tasks: int, *, first_task: int | jax.Array = 0) -> Key:
     """Make one key for each task, that of task i independent of the number of tasks.
 
@@ -142,6 +270,18 @@ def task_keys(key: Key, num_tasks: int, *, first_task: int | jax.Array = 0) -> K
       True
     """
     return jax.vmap(lambda task: jax.random.fold_in(key, task))(first_task + jnp.arange(num_tasks))
+
+
+def _draw_images(key: Key, pool: ClassPool | GroupedPool, classes: jax.Array, spec: EpisodeSpec) -> Episode:
+    """Draw distinct images of the classes `[ways]`, for support and query."""
+    per_class = pool.images.shape[1]
+    scores = jax.random.uniform(key, [spec.ways, per_class])
+    real = jnp.arange(per_class) < jnp.asarray(pool.counts)[classes][:, None]
+    _, chosen = jax.lax.top_k(jnp.where(real, scores, -1.0), spec.shots + spec.queries)
+    # A product, since a compiled division may differ from this one in its last bit.
+    images = jnp.asarray(pool.images)[classes[:, None], chosen].astype(jnp.float32) * jnp.float32(1 / 255)
+    support, query = images[:, : spec.shots], images[:, spec.shots :]
+    return Episode(_flatten(support), _flatten(query))
 
 
 def _flatten(images: jax.Array) -> Batch:

@@ -58,7 +58,7 @@ def load_glyphs(*, data_dir: Path | None = None) -> Dataset:
     Returns:
       Images `[classes, 20, 28, 28, 1]` uint8 with ink 255 on 0, and Unicode names, for
       training (Latin, Greek, Cyrillic, Coptic, Canadian syllabics), validation (Hebrew,
-      Lao, Ogham) and test (Georgian, Armenian, Tifinagh, N'Ko).
+      Lao, Ogham) and test (Georgian, Armenian, Tifinagh, N'Ko); groups are the scripts.
 
     Raises:
       DataError: matplotlib's fonts cannot be found.
@@ -71,7 +71,10 @@ def load_glyphs(*, data_dir: Path | None = None) -> Dataset:
     folder = cache_dir() if data_dir is None else Path(data_dir).expanduser()
     if folder.exists() and not folder.is_dir():
         raise DataError(f"data_dir {folder} is a file; give a folder to keep the glyphs in.")
-    return cached_dataset(folder / f"glyphs-{RECIPE}.npz", render_glyphs)
+    glyphs = cached_dataset(folder / f"glyphs-{RECIPE}.npz", render_glyphs)
+    # A name begins with its script.
+    scripts = {split: tuple(name.split()[0] for name in names) for split, names in glyphs.class_names.items()}
+    return glyphs._replace(groups=scripts)
 
 
 def render_glyphs() -> Dataset:

@@ -5,16 +5,14 @@ there or from the published archives, and kept as one small file of 28x28 images
 comes out is the same, pixel for pixel, whichever copy it was read from.
 """
 
-import contextlib
 import errno
-import hashlib
 import io
-import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from jaxmeta.data.omniglot_splits import SPLITS, UPRIGHT_TESTS
 from jaxmeta.data.pools import (
     ClassPool,
     DataError,
@@ -24,6 +22,7 @@ from jaxmeta.data.pools import (
     read_dataset,
     with_rotations,
 )
+from jaxmeta.data.prepared import cache_file, find_prepared
 
 NUM_CHARACTERS, PER_CLASS, SIZE = 1623, 20, 28
 RECIPE = 1  # Part of the name of the cached file: raise it when the images change.
@@ -31,27 +30,25 @@ BUILDERS = ("omniglot", "jaxmeta_omniglot")
 NEEDED_ARCHIVES = ("images_background.zip", "images_evaluation.zip")
 _BOTH = " and ".join(NEEDED_ARCHIVES)
 
-# The split of Vinyals et al. 2016, as ProtoNet (Snell et al. 2017) published it, by alphabet.
-VALIDATION_ALPHABETS = frozenset({"Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)"})
-TEST_ALPHABETS = frozenset(
-    {"Kannada", "Keble", "Malayalam", "Manipuri", "Mongolian", "Old_Church_Slavonic_(Cyrillic)", "Oriya"}
-    | {"Sylheti", "Syriac_(Serto)", "Tengwar", "Tibetan", "ULOG"}
-)
-# It cuts the characters at a number, which falls within one alphabet: from here on, test.
-CUT_ALPHABET, CUT_CHARACTER = "Gurmukhi", 42
-
 
 def load_omniglot(
     *, data_dir: Path | None = None, split: str = "vinyals", rotations: bool = True, seed: int = 0
 ) -> Dataset:
     """Load Omniglot as class pools of 28x28 images with bright ink.
 
-    The drawings are resized with Lanczos filtering. Both splits have 423 test characters:
+    The drawings are resized with Lanczos filtering. Two splits are for random episodes, with 423 test characters:
 
     - "vinyals": 1028 / 172 / 423 by alphabet (Vinyals et al. 2016, arXiv 1606.04080, as
       used by Snell et al. 2017, arXiv 1703.05175).
     - "random": 1100 / 100 / 423 by chance from `seed`: the 1200 training characters of
       Finn et al. 2017 (arXiv 1703.03400), 100 of them for validation.
+
+    Three are for the Omniglot challenge (Lake et al. 2015), with the 659 characters of the 20 evaluation alphabets
+    as test, and upright in validation and test:
+
+    - "background": of the 30 background alphabets, five drawn from `seed` are for validation.
+    - "small1", "small2": of the five alphabets of a minimal background set, the smallest that has 20 characters is
+      for validation (114 / 22 and 132 / 24 characters).
 
     The first call with a copy takes half a minute; what it prepared is cached.
 
@@ -60,14 +57,14 @@ def load_omniglot(
         folder of the data set or of its version), or a folder with `images_background.zip`
         and `images_evaluation.zip`, or with a pool `omniglot*.npz` of this function. None:
         what was cached before, else downloaded.
-      split: "vinyals" or "random".
-      rotations: Every character turned by 0, 90, 180 and 270 degrees is a class of its own,
-        in all three splits, as in the three papers above: four times as many classes.
-      seed: Draws the "random" split.
+      split: "vinyals", "random", "background", "small1" or "small2".
+      rotations: Every character turned by 0, 90, 180 and 270 degrees is a class of its own, as in the three papers
+        above: four times as many classes, in training, and but for the challenge in validation and test too.
+      seed: Draws the "random" split, and what "background" validates with.
 
     Returns:
       Images `[classes, 20, 28, 28, 1]` uint8, ink 255 on 0, and names "Alphabet/character01",
-      with rotations followed by "/rot000" and so on.
+      with rotations followed by "/rot000" and so on; groups are alphabets, each turn of one another.
 
     Raises:
       DataError: an unknown split, or data that is missing, damaged or cannot be downloaded.
@@ -78,73 +75,41 @@ def load_omniglot(
       (1028, 20, 28, 28, 1)
     """
     if split not in SPLITS:
-        raise DataError(f"Omniglot has no split {split!r}; choose {' or '.join(map(repr, SPLITS))}.")
+        raise DataError(f"Omniglot has no split {split!r}; choose one of {', '.join(map(repr, SPLITS))}.")
     base = _base(None if data_dir is None else Path(data_dir).expanduser())
     images, counts = base.splits["all"]
     names = base.class_names["all"]
     pools, pool_names = {}, {}
     for part, chosen in SPLITS[split](names, seed).items():
         pool, of_pool = ClassPool(images[chosen], counts[chosen]), tuple(names[index] for index in chosen)
-        pools[part], pool_names[part] = with_rotations(pool, of_pool) if rotations else (pool, of_pool)
-    return Dataset("omniglot", "classification", pools, pool_names)
+        turned = rotations and (part == "train" or split not in UPRIGHT_TESTS)
+        pools[part], pool_names[part] = with_rotations(pool, of_pool) if turned else (pool, of_pool)
+    groups = {part: tuple(map(alphabet_of, of_part)) for part, of_part in pool_names.items()}
+    return Dataset("omniglot", "classification", pools, pool_names, groups)
 
 
-def vinyals_split(names: tuple[str, ...], seed: int = 0) -> dict[str, np.ndarray]:
-    """Split characters by alphabet, as Vinyals et al. 2016 (arXiv 1606.04080) did.
-
-    Args:
-      names: "Alphabet/characterNN" of every character.
-      seed: Not used; every split takes one.
-
-    Returns:
-      Positions in `names` for "train", "validation" and "test".
-
-    Example:
-      >>> vinyals_split(("Gurmukhi/character41", "Gurmukhi/character42", "Hebrew/character01"))["test"]
-      array([1])
-    """
-    del seed
-    parts = {"train": [], "validation": [], "test": []}
-    for index, name in enumerate(names):
-        alphabet, _, character = name.partition("/character")
-        beyond = alphabet == CUT_ALPHABET and int(character) >= CUT_CHARACTER
-        if alphabet in TEST_ALPHABETS or beyond:
-            parts["test"].append(index)
-        else:
-            parts["validation" if alphabet in VALIDATION_ALPHABETS else "train"].append(index)
-    return {part: np.array(chosen, np.int64) for part, chosen in parts.items()}
-
-
-def random_split(names: tuple[str, ...], seed: int = 0) -> dict[str, np.ndarray]:
-    """Split characters by chance: 1100 to train, 100 to validate, the rest to test.
-
-    Finn et al. 2017 (arXiv 1703.03400) train on 1200 characters irrespective of alphabet;
-    100 of them choose the checkpoint.
+def alphabet_of(name: str) -> str:
+    """Tell the alphabet of a class; a turned alphabet is another one.
 
     Args:
-      names: Name of every character; only their number matters.
-      seed: Of the permutation.
+      name: "Alphabet/characterNN", with rotations "Alphabet/characterNN/rotNNN".
 
     Returns:
-      Positions in `names` for "train", "validation" and "test".
+      "Alphabet" or "Alphabet/rotNNN".
 
     Example:
-      >>> [len(part) for part in random_split(("",) * 1623, seed=0).values()]
-      [1100, 100, 423]
+      >>> alphabet_of("Greek/character01"), alphabet_of("Greek/character01/rot090")
+      ('Greek', 'Greek/rot090')
     """
-    # RandomState, because NumPy promises that its permutations never change.
-    order = np.random.RandomState(seed).permutation(len(names))
-    return {"train": order[:1100], "validation": order[1100:1200], "test": order[1200:]}
-
-
-SPLITS = {"vinyals": vinyals_split, "random": random_split}
+    alphabet, _, *turn = name.split("/")
+    return "/".join([alphabet, *turn])
 
 
 def _base(data_dir: Path | None) -> Dataset:
     """Return all characters, in one split "all", from wherever they are."""
     if data_dir is None:
         return cached_dataset(cache_dir() / f"omniglot-{RECIPE}.npz", lambda: _from_archives(None))
-    pool, prepared = _find_pool(data_dir), _find_prepared(data_dir)
+    pool, prepared = _find_pool(data_dir), find_prepared(data_dir, BUILDERS)
     if pool is not None:
         dataset = read_dataset(pool)
         if dataset.name != "omniglot" or set(dataset.splits) != {"all"}:
@@ -152,11 +117,11 @@ def _base(data_dir: Path | None) -> Dataset:
         return dataset
     if prepared is not None:
         files = [file for file in sorted(prepared.iterdir()) if "-small" not in file.name]
-        return cached_dataset(_cache_file(files), lambda: _from_prepared(prepared))
+        return cached_dataset(cache_file(f"omniglot-{RECIPE}", files), lambda: _from_prepared(prepared))
     present = [name for name in NEEDED_ARCHIVES if (data_dir / name).is_file()]
     if len(present) == len(NEEDED_ARCHIVES):
         files = [data_dir / name for name in NEEDED_ARCHIVES]
-        return cached_dataset(_cache_file(files), lambda: _from_archives(data_dir))
+        return cached_dataset(cache_file(f"omniglot-{RECIPE}", files), lambda: _from_archives(data_dir))
     state = f"only {present[0]}" if present else "none of this" if data_dir.is_dir() else "no such folder"
     raise DataError(
         f"No Omniglot in data_dir {data_dir}: {state}. It should hold a copy prepared by "
@@ -171,25 +136,6 @@ def _find_pool(data_dir: Path) -> Path | None:
         listed = ", ".join(path.name for path in found)
         raise DataError(f"{data_dir} holds several prepared pools ({listed}); give a folder with one of them.")
     return found[0] if found else None
-
-
-def _find_prepared(data_dir: Path) -> Path | None:
-    """Find the folder of a version of a prepared data set at or below `data_dir`."""
-    for folder in (data_dir, *(data_dir / name for name in BUILDERS)):
-        for info in (folder / "dataset_info.json", *sorted(folder.glob("*/dataset_info.json"), reverse=True)):
-            with contextlib.suppress(OSError, ValueError):
-                if json.loads(info.read_text())["name"] in BUILDERS:
-                    return info.parent
-    return None
-
-
-def _cache_file(files: list[Path]) -> Path:
-    """Name the cached pool of a copy by the contents of its files, wherever they lie."""
-    digest = hashlib.sha256()
-    for path in files:
-        with open(path, "rb") as file:
-            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return cache_dir() / f"omniglot-{RECIPE}-{digest.hexdigest()[:16]}.npz"
 
 
 def _builder_module():
@@ -229,7 +175,8 @@ def _from_prepared(folder: Path) -> Dataset:
     builder = _builder_module()
     try:
         for name, png in builder.read_drawings(folder):
-            drawings.setdefault(name, []).append(_shrunk(png))
+            ink, small = read_drawing(png)
+            drawings.setdefault(name, []).append((np.packbits(ink).tobytes(), small))
     except Exception as error:  # A damaged copy fails in a dozen ways, none of them named.
         if isinstance(error, MemoryError):
             raise
@@ -254,11 +201,18 @@ def _bits(drawing: tuple[bytes, np.ndarray]) -> bytes:
     return drawing[0]
 
 
-def _shrunk(png: bytes) -> tuple[bytes, np.ndarray]:
-    """Return the packed bits of a drawing `[105, 105]`, and its ink `[28, 28]` uint8."""
+def read_drawing(png: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Decode a drawing, as all images of Omniglot are here.
+
+    Args:
+      png: The file: black ink on white.
+
+    Returns:
+      Where there is ink, `[105, 105]` bool, and its ink shrunk by Lanczos filtering, `[28, 28]` uint8, 255 on 0.
+    """
     from PIL import Image
 
     # To grey levels first: of a one-bit image Pillow would pick pixels instead of filtering.
     grey = Image.open(io.BytesIO(png)).convert("L")
     small = grey.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-    return np.packbits(np.asarray(grey) < 128).tobytes(), 255 - np.asarray(small)
+    return np.asarray(grey) < 128, 255 - np.asarray(small)

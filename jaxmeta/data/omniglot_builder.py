@@ -8,9 +8,7 @@ The only module that imports tensorflow-datasets at its top: import it inside fu
 """
 
 import contextlib
-import hashlib
 import io
-import logging
 import re
 import sys
 import zipfile
@@ -21,6 +19,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums
+
+from jaxmeta.data.prepared import compare_checksum, read_records
 
 _HOME = "https://github.com/brendenlake/omniglot/"
 _SOURCE = _HOME + "raw/master/python/"
@@ -49,7 +49,6 @@ ARCHIVES = {
 }
 ALPHABETS, CHARACTERS = 50, 1623
 _MEMBER = re.compile(r"[^/]+/(?P<alphabet>[^/]+)/character(?P<character>\d+)/(?P<file>(?P<label>\d+)_\d+\.png)")
-_LOG = logging.getLogger(__name__)
 
 
 class JaxmetaOmniglot(tfds.core.GeneratorBasedBuilder):
@@ -103,7 +102,7 @@ class JaxmetaOmniglot(tfds.core.GeneratorBasedBuilder):
             paths = {split: Path(self._archives) / name for split, (name, _, _) in ARCHIVES.items()}
             paths = {split: path for split, path in paths.items() if path.is_file()}
             for split, path in paths.items():
-                _compare_checksum(path, ARCHIVES[split][2])
+                compare_checksum(path, path.read_bytes(), ARCHIVES[split][2])
         members = [member for path in paths.values() for member in _members(path)]
         # Characters carry their number in the whole set in their file names; the small
         # sets repeat some of the background set.
@@ -170,26 +169,20 @@ def _check_network() -> None:
         raise ConnectionError(f"{_HOME} cannot be reached: {type(error).__name__}") from error
 
 
-def read_drawings(folder: Path, at_once: int = 1000) -> Iterator[tuple[str, bytes]]:
+def read_drawings(folder: Path) -> Iterator[tuple[str, bytes]]:
     """Read a prepared copy, ours or the stock builder's, whose files are array_record.
 
     Args:
       folder: The folder of the prepared version.
-      at_once: Records read in one go; several times faster than one by one.
 
     Yields:
       "Alphabet/characterNN" and the PNG file of every drawing, in the order they are stored.
     """
     builder: Any = tfds.builder_from_directory(folder)
     alphabets = builder.info.features["alphabet"]
-    # The images stay encoded: decoders differ in what they make of one-bit PNGs (0 and 1, or 0 and 255).
-    decoders = {"image": tfds.decode.SkipDecoding()}
-    for split in ("train", "test"):
-        source = builder.as_data_source(split=split, decoders=decoders)
-        for start in range(0, len(source), at_once):
-            for record in source.__getitems__(range(start, min(start + at_once, len(source)))):
-                alphabet = alphabets.int2str(int(record["alphabet"]))
-                yield f"{alphabet}/character{int(record['alphabet_char_id']) + 1:02d}", record["image"]
+    for record in read_records(builder, ("train", "test")):
+        alphabet = alphabets.int2str(int(record["alphabet"]))
+        yield f"{alphabet}/character{int(record['alphabet_char_id']) + 1:02d}", record["image"]
 
 
 def _label(match: re.Match) -> str:
@@ -201,15 +194,3 @@ def _members(path: Path) -> list[re.Match]:
     with zipfile.ZipFile(path) as archive:
         matches = [_MEMBER.fullmatch(name) for name in sorted(archive.namelist())]
     return [match for match in matches if match]
-
-
-def _compare_checksum(path: Path, published: str) -> None:
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != published:
-        _LOG.warning(
-            "%s is not byte for byte the published archive: its sha256 is %s, published is %s. "
-            "It is used all the same.",
-            path,
-            found,
-            published,
-        )

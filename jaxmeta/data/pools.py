@@ -48,12 +48,14 @@ class Dataset(NamedTuple):
       kind: "classification" or "regression".
       splits: "train", "validation" and "test", each a `ClassPool` of NumPy arrays.
       class_names: With the same keys, one name for each class.
+      groups: With the same keys, the group of each class: its alphabet. None where classes have none.
     """
 
     name: str
     kind: str
     splits: dict[str, Any]
     class_names: dict[str, tuple[str, ...]]
+    groups: dict[str, tuple[str, ...]] | None = None
 
 
 def cache_dir() -> Path:
