@@ -10,9 +10,12 @@ from jaxmeta.algorithms.maml import fomaml, maml
 from jaxmeta.algorithms.maml_plus_plus import maml_plus_plus
 from jaxmeta.algorithms.meta_curvature import meta_curvature
 from jaxmeta.algorithms.meta_sgd import meta_sgd
+from jaxmeta.algorithms.nearest import nearest
 from jaxmeta.algorithms.options import options_of
+from jaxmeta.algorithms.pretrained import baseline, baseline_plus_plus
 from jaxmeta.algorithms.protonet import protonet
 from jaxmeta.algorithms.reptile import reptile
+from jaxmeta.algorithms.scratch import scratch
 
 ALGORITHMS = {
     # By gradient steps.
@@ -28,6 +31,11 @@ ALGORITHMS = {
     "meta-curvature": meta_curvature,
     # By comparing embeddings.
     "protonet": protonet,
+    # To compare with: learning that is none, or none across tasks, or without tasks.
+    "nearest": nearest,
+    "scratch": scratch,
+    "baseline": baseline,
+    "baseline++": baseline_plus_plus,
 }
 
 __all__ = [
@@ -36,6 +44,8 @@ __all__ = [
     "Adaptation",
     "Head",
     "anil",
+    "baseline",
+    "baseline_plus_plus",
     "boil",
     "cavia",
     "embedding_learner",
@@ -46,7 +56,9 @@ __all__ = [
     "maml_plus_plus",
     "meta_curvature",
     "meta_sgd",
+    "nearest",
     "options_of",
     "protonet",
     "reptile",
+    "scratch",
 ]

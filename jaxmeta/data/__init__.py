@@ -2,7 +2,15 @@
 
 import jax
 
-from jaxmeta.data.episodes import EpisodeSpec, TaskSource, check_spec, sample_episode, sample_episodes, task_keys
+from jaxmeta.data.episodes import (
+    EpisodeSpec,
+    TaskSource,
+    check_spec,
+    sample_classification,
+    sample_episode,
+    sample_episodes,
+    task_keys,
+)
 from jaxmeta.data.glyphs import load_glyphs
 from jaxmeta.data.omniglot import load_omniglot
 from jaxmeta.data.pools import ClassPool, DataError, Dataset
@@ -53,6 +61,7 @@ __all__ = [
     "load_glyphs",
     "load_omniglot",
     "load_sinusoid",
+    "sample_classification",
     "sample_episode",
     "sample_episodes",
     "sample_sinusoids",

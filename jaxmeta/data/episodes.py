@@ -92,8 +92,7 @@ def sample_episode(key: Key, pool: ClassPool, spec: EpisodeSpec) -> Episode:
     scores = jax.random.uniform(key_images, [spec.ways, per_class])
     real = jnp.arange(per_class) < jnp.asarray(pool.counts)[classes][:, None]
     _, chosen = jax.lax.top_k(jnp.where(real, scores, -1.0), spec.shots + spec.queries)
-    # A product, since a compiled division may differ from this one in its last bit.
-    images = jnp.asarray(pool.images)[classes[:, None], chosen].astype(jnp.float32) * jnp.float32(1 / 255)
+    images = _as_floats(jnp.asarray(pool.images)[classes[:, None], chosen])
     support, query = images[:, : spec.shots], images[:, spec.shots :]
     return Episode(_flatten(support), _flatten(query))
 
@@ -124,6 +123,46 @@ def sample_episodes(
     return jax.vmap(lambda task_key: sample_episode(task_key, pool, spec))(keys)
 
 
+def sample_classification(
+    key: Key, pool: ClassPool, spec: EpisodeSpec, num_tasks: int, *, first_task: int | jax.Array = 0
+) -> Episode:
+    """Draw batches for ordinary classification: any images, with their class numbers among all of the pool.
+
+    Every real image is equally likely, and may come again. Two batches make an `Episode`, so that
+    a train step takes it.
+
+    Args:
+      key: Source of randomness, as for `sample_episodes`.
+      pool: Images `[classes, per_class, height, width, channels]` uint8.
+      spec: The support batch has ways * shots images, the query batch ways * queries.
+      num_tasks: Number of pairs of batches.
+      first_task: Number of the first one.
+
+    Returns:
+      An `Episode` with leaves `[num_tasks, ...]`: inputs float32 in [0, 1], targets int32 in
+      [0, classes). Pair i of a key is the same however many are drawn.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> pool = ClassPool(np.zeros([64, 20, 28, 28, 1], np.uint8), np.full([64], 20, np.int32))
+      >>> episodes = sample_classification(jax.random.key(0), pool, EpisodeSpec(5, 1, 15), 2)
+      >>> episodes.query.inputs.shape, bool(episodes.query.targets.max() >= 5)
+      ((2, 75, 28, 28, 1), True)
+    """
+    ends = jnp.cumsum(jnp.asarray(pool.counts))
+
+    def one_pair(task_key):
+        sizes = spec.ways * spec.shots, spec.ways * spec.queries
+        number = jax.random.randint(task_key, [sum(sizes)], 0, ends[-1])
+        classes = jnp.searchsorted(ends, number, side="right").astype(jnp.int32)
+        of_class = number - ends[classes] + jnp.asarray(pool.counts)[classes]
+        batch = example_batch(_as_floats(jnp.asarray(pool.images)[classes, of_class]), classes)
+        support, query = (jax.tree.map(part, batch) for part in (lambda x: x[: sizes[0]], lambda x: x[sizes[0] :]))
+        return Episode(support, query)
+
+    return jax.vmap(one_pair)(task_keys(key, num_tasks, first_task=first_task))
+
+
 def task_keys(key: Key, num_tasks: int, *, first_task: int | jax.Array = 0) -> Key:
     """Make one key for each task, that of task i independent of the number of tasks.
 
@@ -142,6 +181,11 @@ def task_keys(key: Key, num_tasks: int, *, first_task: int | jax.Array = 0) -> K
       True
     """
     return jax.vmap(lambda task: jax.random.fold_in(key, task))(first_task + jnp.arange(num_tasks))
+
+
+def _as_floats(images: jax.Array) -> jax.Array:
+    # A product, since a compiled division may differ from this one in its last bit.
+    return images.astype(jnp.float32) * jnp.float32(1 / 255)
 
 
 def _flatten(images: jax.Array) -> Batch:
