@@ -88,6 +88,7 @@ from jaxmeta.metagrad import (
 from jaxmeta.metrics import estimate
 from jaxmeta.models import MODELS, conv4, from_function, from_linen, from_nnx, in_precision, linear, mlp, resnet12
 from jaxmeta.nn import LoweringTable
+from jaxmeta.online import OnlineLearner, OnlineState, TaskBuffer, fit_online, follow_the_meta_leader
 from jaxmeta.population import Members, fit_population, init_population, make_population_evaluator, members
 from jaxmeta.train import compile_steps, fit, init_train_state, make_train_step
 
@@ -121,6 +122,9 @@ __all__ = [
     "MetaLearner",
     "MixedModeWarning",
     "Model",
+    "OnlineLearner",
+    "OnlineState",
+    "TaskBuffer",
     "TaskSource",
     "TrainState",
     "accuracy",
@@ -145,7 +149,9 @@ __all__ = [
     "example_batch",
     "first_order",
     "fit",
+    "fit_online",
     "fit_population",
+    "follow_the_meta_leader",
     "fomaml",
     "forward",
     "from_function",

@@ -28,6 +28,7 @@ ROOMS = [
     "devices",
     "train",
     "evaluate",
+    "online",
     "population",
     "config",
     "presets",
