@@ -6,6 +6,8 @@ from jaxmeta.algorithms import (
     Adaptation,
     Head,
     anil,
+    baseline,
+    baseline_plus_plus,
     boil,
     cavia,
     embedding_learner,
@@ -18,10 +20,12 @@ from jaxmeta.algorithms import (
     matching_fce,
     meta_curvature,
     meta_sgd,
+    nearest,
     options_of,
     protonet,
     relation,
     reptile,
+    scratch,
     siamese,
 )
 from jaxmeta.base import (
@@ -55,6 +59,7 @@ from jaxmeta.data import (
     load_mnist,
     load_omniglot,
     load_sinusoid,
+    sample_classification,
     sample_episode,
     sample_episodes,
     sample_pairs,
@@ -96,6 +101,7 @@ from jaxmeta.metagrad import (
 from jaxmeta.metrics import estimate
 from jaxmeta.models import MODELS, conv4, from_function, from_linen, from_nnx, in_precision, linear, mlp, resnet12
 from jaxmeta.nn import LoweringTable
+from jaxmeta.online import OnlineLearner, OnlineState, TaskBuffer, fit_online, follow_the_meta_leader
 from jaxmeta.population import Members, fit_population, init_population, make_population_evaluator, members
 from jaxmeta.train import compile_steps, fit, init_train_state, make_train_step
 from jaxmeta.verification import (
@@ -140,11 +146,16 @@ __all__ = [
     "Model",
     "Pairs",
     "Roc",
+    "OnlineLearner",
+    "OnlineState",
+    "TaskBuffer",
     "TaskSource",
     "TrainState",
     "accuracy",
     "anil",
     "area_under_roc",
+    "baseline",
+    "baseline_plus_plus",
     "bilevel",
     "boil",
     "bootstrapped",
@@ -166,8 +177,10 @@ __all__ = [
     "example_batch",
     "first_order",
     "fit",
+    "fit_online",
     "fit_population",
     "fixed_source",
+    "follow_the_meta_leader",
     "fomaml",
     "forward",
     "from_function",
@@ -208,6 +221,7 @@ __all__ = [
     "meta_sgd",
     "mixed_mode",
     "mlp",
+    "nearest",
     "neumann",
     "options_of",
     "pes",
@@ -217,11 +231,13 @@ __all__ = [
     "reptile",
     "resnet12",
     "roc",
+    "sample_classification",
     "sample_episode",
     "sample_episodes",
     "sample_pairs",
     "scale_by_rates",
     "siamese",
+    "scratch",
     "state_shardings",
     "task_source",
     "truncated",

@@ -56,7 +56,7 @@ def build(config: Config, dataset: Dataset, mesh: Mesh | None = None, lowering: 
     model = factory(outputs, **{name: value for name, value in options.items() if name in takes})
     model = in_precision(model, config.precision)
     criterion = CRITERIA[dataset.kind]
-    learner = _learner(config, model, criterion)
+    learner = _learner(config, model, criterion, classes=len(dataset.class_names["train"]))
     rate = config.outer_lr
     if config.outer_schedule == "cosine":
         rate = optax.cosine_decay_schedule(config.outer_lr, config.steps)
@@ -68,7 +68,7 @@ def build(config: Config, dataset: Dataset, mesh: Mesh | None = None, lowering: 
     return Parts(learner, criterion, optimizer, estimator, train_step)
 
 
-def _learner(config: Config, model: Model, criterion: Criterion) -> MetaLearner:
+def _learner(config: Config, model: Model, criterion: Criterion, classes: int) -> MetaLearner:
     """Make the learner, of what its factory takes."""
     factory = ALGORITHMS[config.algorithm]
     options = {
@@ -80,6 +80,7 @@ def _learner(config: Config, model: Model, criterion: Criterion) -> MetaLearner:
         "criterion": criterion,
         "norm": config.norm,
         "log_grad_norms": config.log_grad_norms,
+        "classes": classes,
         "ways": max(config.ways, config.train_ways or 0),
         # The shares of a training that the paper of MAML++ gives them.
         "multi_step_until": config.steps // 10,

@@ -53,6 +53,10 @@ DEFAULT_PRESETS = {
 }
 
 _NO_LOOP = {"inner_steps": 0, "eval_inner_steps": 0}
+# A head on frozen features; a hundred steps are what the paper's passes through a support set come to. A step of
+# training is on 160 images, in two batches for the statistics of normalisation.
+_PROBE = {"inner_optimizer": "momentum", "inner_lr": 0.01, "inner_steps": 100, "eval_inner_steps": 100}
+_PRETRAINED = {**_PROBE, "norm": "running", "queries": 15, "tasks": 2}
 
 # What `--algorithm NAME` changes in the preset of the dataset: the paper's setting where it is not MAML's.
 ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -80,6 +84,11 @@ ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
     "matching-fce": {**_NO_LOOP, "queries": 5},
     "relation": {**_NO_LOOP, "model": "conv4-maps", "queries": 5},
     "siamese": {**_NO_LOOP, "queries": 5},
+    # Nothing is learned: a step is there to make a run of it.
+    "nearest": {**_NO_LOOP, "steps": 1},
+    "scratch": {"inner_optimizer": "adam", "inner_lr": 0.01, "inner_steps": 100, "eval_inner_steps": 100, "steps": 1},
+    "baseline": _PRETRAINED,
+    "baseline++": _PRETRAINED,
 }
 
 

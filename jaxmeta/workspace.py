@@ -13,9 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxmeta import checkpoint, plots, processes
+from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.base import Evaluation, Key, TrainState
 from jaxmeta.config import Config, ConfigError
-from jaxmeta.data import Dataset, EpisodeSpec, TaskSource, check_spec, task_keys, task_source
+from jaxmeta.data import Dataset, EpisodeSpec, TaskSource, check_spec, sample_classification, task_keys, task_source
 from jaxmeta.evaluate import judge_tasks, make_evaluator
 from jaxmeta.folder import load_lowerings, lowerings_file, read_rows, save_lowerings
 from jaxmeta.nn import Case, LoweringTable, contractions_in, lowerings_used
@@ -66,6 +67,9 @@ def open_workspace(config: Config, mesh: Mesh | None = None, lowering: str | Low
         sources = {split: task_source(dataset, split, spec, within_group=within) for split, spec in specs.items()}
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if dataset.kind == "classification" and "classes" in options_of(ALGORITHMS[config.algorithm]):
+        # Trained by classification among all classes, and judged on tasks like everybody.
+        sources["train"] = sources["train"]._replace(sample=sample_classification)
     episode = jax.eval_shape(lambda: _one_task(sources["train"]))
     if config.task_chunk is None:
         inputs_per_task = episode.support.inputs.size + episode.query.inputs.size
@@ -183,8 +187,8 @@ def keep_lowerings(out: Path, cases: Iterable[Case], lowering: str | LoweringTab
 
 def judge(workspace: Workspace, train_state: TrainState, out: Path, *, split: str) -> dict[str, Any]:
     """Evaluate on the tasks of a split, and describe the setting beside the number."""
-    config, source = workspace.config, workspace.sources[split]
-    source = source._replace(spec=workspace.sources["test"].spec)
+    # Tasks as for the test, also of the training classes.
+    config, source = workspace.config, workspace.sources["test"]._replace(pool=workspace.sources[split].pool)
     if workspace.dataset.kind == "classification":
         try:
             # The split of training was checked for the tasks of training only.

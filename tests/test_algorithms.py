@@ -13,6 +13,8 @@ from jaxmeta import (
     Episode,
     MetaLearner,
     anil,
+    baseline,
+    baseline_plus_plus,
     boil,
     cavia,
     example_batch,
@@ -26,9 +28,13 @@ from jaxmeta import (
     meta_curvature,
     meta_sgd,
     mlp,
+    nearest,
+    options_of,
     protonet,
     relation,
     reptile,
+    sample_classification,
+    scratch,
     siamese,
 )
 
@@ -49,6 +55,10 @@ CASES = {
     "matching-fce": lambda model: matching_fce(model, ways=3, reads=2),
     "relation": lambda model: relation(model, ways=3, filters=4),
     "siamese": lambda model: siamese(model, ways=3),
+    "nearest": lambda model: nearest(model, ways=3),
+    "scratch": lambda model: scratch(model, **SGD),
+    "baseline": lambda model: baseline(model, classes=12, ways=3, norm="running", **SGD),
+    "baseline++": lambda model: baseline_plus_plus(model, classes=12, ways=3, norm="running", **SGD),
 }
 
 
@@ -61,18 +71,27 @@ def episode(source):
     return jax.tree.map(lambda leaf: leaf[0], source.sample(jax.random.key(3), source.pool, source.spec, 1))
 
 
+@pytest.fixture(scope="module")
+def batches(source):
+    """As many images, with their class numbers among all of the pool."""
+    drawn = sample_classification(jax.random.key(3), source.pool, source.spec, 1)
+    return jax.tree.map(lambda leaf: leaf[0], drawn)
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_interface(name, episode):
+def test_interface(name, episode, batches):
+    """What a learner is trained on is its own affair; all adapt to tasks."""
     learner = CASES[name](tiny_model(context=name == "cavia"))
     assert isinstance(learner, MetaLearner)
     key = jax.random.key(0)
     meta_params, state = learner.init(key, episode.support.inputs)
-    loss, (new_state, metrics) = learner.loss(meta_params, state, episode, key, jnp.int32(0))
+    trained_on = batches if "classes" in options_of(ALGORITHMS[name]) else episode
+    loss, (new_state, metrics) = learner.loss(meta_params, state, trained_on, key, jnp.int32(0))
     assert loss.shape == () and all(value.shape == () for value in metrics.values())
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
     adapted = learner.adapt(meta_params, state, episode.support, key)
     assert learner.predict(adapted, episode.query, key).shape == (6, 3)
-    jitted = jax.jit(learner.loss)(meta_params, state, episode, key, jnp.int32(0))[0]
+    jitted = jax.jit(learner.loss)(meta_params, state, trained_on, key, jnp.int32(0))[0]
     np.testing.assert_allclose(loss, jitted, rtol=1e-4)
 
 

@@ -30,6 +30,7 @@ ROOMS = [
     "devices",
     "train",
     "evaluate",
+    "online",
     "population",
     "config",
     "presets",

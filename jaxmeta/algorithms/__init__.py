@@ -11,10 +11,13 @@ from jaxmeta.algorithms.maml_plus_plus import maml_plus_plus
 from jaxmeta.algorithms.matching import matching, matching_fce
 from jaxmeta.algorithms.meta_curvature import meta_curvature
 from jaxmeta.algorithms.meta_sgd import meta_sgd
+from jaxmeta.algorithms.nearest import nearest
 from jaxmeta.algorithms.options import options_of
+from jaxmeta.algorithms.pretrained import baseline, baseline_plus_plus
 from jaxmeta.algorithms.protonet import protonet
 from jaxmeta.algorithms.relation import relation
 from jaxmeta.algorithms.reptile import reptile
+from jaxmeta.algorithms.scratch import scratch
 from jaxmeta.algorithms.siamese import siamese
 
 ALGORITHMS = {
@@ -35,6 +38,11 @@ ALGORITHMS = {
     "matching-fce": matching_fce,
     "relation": relation,
     "siamese": siamese,
+    # To compare with: learning that is none, or none across tasks, or without tasks.
+    "nearest": nearest,
+    "scratch": scratch,
+    "baseline": baseline,
+    "baseline++": baseline_plus_plus,
 }
 
 __all__ = [
@@ -43,6 +51,8 @@ __all__ = [
     "Adaptation",
     "Head",
     "anil",
+    "baseline",
+    "baseline_plus_plus",
     "boil",
     "cavia",
     "embedding_learner",
@@ -55,9 +65,11 @@ __all__ = [
     "matching_fce",
     "meta_curvature",
     "meta_sgd",
+    "nearest",
     "options_of",
     "protonet",
     "relation",
     "reptile",
     "siamese",
+    "scratch",
 ]

@@ -69,6 +69,22 @@ class HeadOptions(TypedDict, total=False):
     norm: str
 
 
+class ProbeOptions(HeadOptions, total=False):
+    """And of those that classify among all training classes, and fit a new head to a task's frozen features.
+
+    Attributes:
+      classes: Number of training classes.
+      ways: Most classes in a task; one without a support example is never predicted.
+      inner_optimizer: Of the head of a task: any optax transformation, or what `inner_sgd` and its kin give.
+      num_steps: Its steps (100), each on the whole support set.
+    """
+
+    classes: Required[int]
+    ways: Required[int]
+    inner_optimizer: Required[InnerOptimizer]
+    num_steps: int
+
+
 def options_of(factory: Callable) -> frozenset[str]:
     """Tell which options a factory of learners takes.
 

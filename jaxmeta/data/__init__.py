@@ -7,7 +7,6 @@ from jaxmeta.data.episodes import (
     EpisodeSpec,
     TaskSource,
     check_spec,
-    fixed_source,
     sample_episode,
     sample_episodes,
     task_keys,
@@ -19,6 +18,7 @@ from jaxmeta.data.omniglot import load_omniglot
 from jaxmeta.data.pairs import Pairs, sample_pairs
 from jaxmeta.data.pools import ClassPool, DataError, Dataset
 from jaxmeta.data.sinusoid import load_sinusoid, sample_sinusoids
+from jaxmeta.data.sources import fixed_source, sample_classification
 
 DATASETS = {
     "glyphs": load_glyphs,
@@ -78,6 +78,7 @@ __all__ = [
     "load_mnist",
     "load_omniglot",
     "load_sinusoid",
+    "sample_classification",
     "sample_episode",
     "sample_episodes",
     "sample_pairs",

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta.base import Batch, Episode
-from jaxmeta.data.episodes import TaskSource, fixed_source
+from jaxmeta.data.episodes import TaskSource
 from jaxmeta.data.omniglot import read_drawing
 from jaxmeta.data.pools import DataError
 from jaxmeta.data.prepared import compare_checksum
+from jaxmeta.data.sources import fixed_source
 
 ARCHIVE = "one_shot_all_runs.zip"
 SHA256 = "437c1eeab0af8484112e1b4cc0f3d541ec727f7c47b9b202da738af9dfd6c325"

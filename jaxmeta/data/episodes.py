@@ -200,58 +200,6 @@ def within_groups(source: TaskSource, groups: Sequence[str], name: str = "the po
     return TaskSource(sample_within_groups, grouped, source.spec)
 
 
-def sample_fixed(
-    key: Key, pool: Episode, spec: EpisodeSpec, num_tasks: int, *, first_task: int | jax.Array = 0
-) -> Episode:
-    """Give tasks first_task, first_task + 1, ... of a fixed set, whatever the key; see `fixed_source`.
-
-    Args:
-      key: Not used.
-      pool: The tasks, leaves `[tasks, ...]`.
-      spec: Not used: every task is as it is.
-      num_tasks: Number of tasks.
-      first_task: Number of the first one.
-
-    Returns:
-      An `Episode` with leaves `[num_tasks, ...]`; beyond the end, the last task again.
-    """
-    del key, spec
-    tasks = first_task + jnp.arange(num_tasks)
-    return jax.tree.map(lambda leaf: jnp.take(leaf, tasks, axis=0, mode="clip"), pool)
-
-
-def fixed_source(episodes: Episode) -> TaskSource:
-    """Make a source of tasks that are given, such as the runs of a published protocol.
-
-    `sample` gives tasks first_task, first_task + 1, ... of them, whatever the key. Beyond the end it repeats the last
-    one, since evaluators draw whole chunks of tasks and cut: judge as many tasks as there are, not more.
-
-    Args:
-      episodes: The tasks, leaves `[tasks, ...]`.
-
-    Returns:
-      A `TaskSource`; its spec says how large the tasks are.
-
-    Raises:
-      ValueError: leaves differ in the number of tasks.
-
-    Example:
-      >>> from jaxmeta.base import example_batch
-      >>> batch = jax.vmap(example_batch)(jnp.arange(12.0).reshape(3, 2, 2), jnp.zeros([3, 2], jnp.int32))
-      >>> source = fixed_source(Episode(batch, batch))
-      >>> source.sample(None, source.pool, source.spec, 2, first_task=2).query.inputs[:, 0, 0].tolist()
-      [8.0, 8.0]
-    """
-    numbers = sorted({jnp.shape(leaf)[0] for leaf in jax.tree.leaves(episodes)})
-    if len(numbers) != 1 or numbers[0] < 1:
-        raise ValueError(f"fixed_source needs leaves [tasks, ...] of one number of tasks; given {numbers}.")
-    targets = episodes.support.targets
-    classes = jnp.issubdtype(targets.dtype, jnp.integer)
-    ways = int(max(targets.max(), episodes.query.targets.max())) + 1 if classes else 1
-    sizes = (max(1, batch.weights.shape[1] // ways) for batch in episodes)
-    return TaskSource(sample_fixed, episodes, EpisodeSpec(ways, *sizes))
-
-
 def task_keys(key: Key, num_tasks: int, *, first_task: int | jax.Array = 0) -> Key:
     """Make one key for each task, that of task i independent of the number of tasks.
 
@@ -278,10 +226,15 @@ def _draw_images(key: Key, pool: ClassPool | GroupedPool, classes: jax.Array, sp
     scores = jax.random.uniform(key, [spec.ways, per_class])
     real = jnp.arange(per_class) < jnp.asarray(pool.counts)[classes][:, None]
     _, chosen = jax.lax.top_k(jnp.where(real, scores, -1.0), spec.shots + spec.queries)
-    # A product, since a compiled division may differ from this one in its last bit.
-    images = jnp.asarray(pool.images)[classes[:, None], chosen].astype(jnp.float32) * jnp.float32(1 / 255)
+    images = as_floats(jnp.asarray(pool.images)[classes[:, None], chosen])
     support, query = images[:, : spec.shots], images[:, spec.shots :]
     return Episode(_flatten(support), _flatten(query))
+
+
+def as_floats(images: jax.Array) -> jax.Array:
+    """Scale bytes to [0, 1], to the same bits wherever it is done."""
+    # A product, since a compiled division may differ from this one in its last bit.
+    return images.astype(jnp.float32) * jnp.float32(1 / 255)
 
 
 def _flatten(images: jax.Array) -> Batch:
