@@ -3,11 +3,13 @@
 Paper     Finn, Rajeswaran, Kakade and Levine, "Online Meta-Learning", 2019, arXiv 1902.08438, section 5:
           the same four ways on images; the sine waves are those of Finn et al., 2017, arXiv 1703.03400.
 Command   python experiments/online_sinusoid.py [--rounds 100] [--seed 0]
-Expected  the paper has no number for sine waves, only an order: follow-the-meta-leader regrets least, and learns the
-          later tasks from fewer points. Joint training knows the mean of all waves, which is almost zero.
-Setting   100 tasks, 20 noiseless points each, judged on 100 others after 0, 5, 10 and 20 points; 100 outer steps of 8
-          stored tasks a round, Adam 1e-3; five inner steps of 0.01 with exact second order; from scratch 200 steps of
-          Adam 1e-2; fine-tuning 100 steps of 0.01. Regret is against who knows every wave: the sum of all errors.
+Expected  the paper has no number for sine waves, only an order: follow-the-meta-leader regrets least. Here it does
+          from 5 and 10 points (154 and 85; joint training 438 and 229, from scratch 1380 and 224), and in the last 25
+          rounds from 20 points too. Over all rounds 20 noiseless points are enough for the 200 steps from scratch (35,
+          to 64 and 91). Without any point the mean of all waves is best, which is what training on everything finds.
+Setting   100 tasks, 20 points each, judged on 100 others after 0, 5, 10 and 20 points; 100 outer steps of 8 stored
+          tasks a round, Adam 1e-3; five inner steps of 0.01 with exact second order, 20 in judgement; fine-tuning 100
+          steps of 0.01; from scratch 200 steps of Adam 1e-2. Regret is against who knows every wave: the sum of errors.
 Hardware  about a minute on two CPU cores.
 """
 
@@ -51,7 +53,7 @@ def contenders() -> dict[str, OnlineLearner]:
     joint = maml(mlp(1), num_steps=0, **options)
     fresh = scratch(mlp(1), **{**options, "inner_optimizer": inner_adam(0.01)}, num_steps=200)
     return {
-        "follow the meta-leader": online(maml(mlp(1), num_steps=5, **options)),
+        "follow the meta-leader": online(maml(mlp(1), num_steps=5, **options), num_steps=20),
         "joint training, fine-tuned": online(joint, num_steps=100),
         "train on everything": after_learning(online(joint)),
         "from scratch": online(fresh, meta_updates=0),

@@ -11,6 +11,7 @@ import pytest
 from conftest import tiny_model
 from jaxmeta import (
     CRITERIA,
+    Batch,
     ClassPool,
     Episode,
     EpisodeSpec,
@@ -30,6 +31,8 @@ from jaxmeta.config import ConfigError
 from jaxmeta.presets import PRESETS, with_algorithm
 from jaxmeta.workspace import open_workspace
 
+# Operation by operation, many small programs would be compiled.
+draw = jax.jit(sample_classification, static_argnums=(2, 3))
 IDENTITY = from_function(lambda key, x: {}, lambda params, x: x)
 PROBE = {"classes": 12, "ways": 3, "inner_optimizer": inner_momentum(0.01)}
 
@@ -48,7 +51,7 @@ def episode(source):
 @pytest.fixture(scope="module")
 def batches(source):
     """A pair of batches for classification among the pool's twelve classes."""
-    episodes = sample_classification(jax.random.key(4), source.pool, EpisodeSpec(3, 2, 6), 1)
+    episodes = draw(jax.random.key(4), source.pool, EpisodeSpec(3, 2, 6), 1)
     return jax.tree.map(lambda leaf: leaf[0], episodes)
 
 
@@ -59,8 +62,8 @@ def test_nearest_is_the_neighbour_of_scikit_learn():
     targets = rng.integers(0, 4, 20)
     classifier = neighbors.KNeighborsClassifier(1).fit(support.reshape(20, -1), targets)
     learner = nearest(IDENTITY, ways=4)
-    adapted = learner.adapt({}, {}, example_batch(jnp.asarray(support), jnp.asarray(targets)), jax.random.key(0))
-    outputs = learner.predict(adapted, example_batch(jnp.asarray(query, jnp.float32), jnp.zeros(30)), None)
+    adapted = learner.adapt({}, {}, Batch(support, targets, np.ones(20, np.float32)), jax.random.key(0))
+    outputs = jax.jit(learner.predict)(adapted, Batch(query.astype(np.float32), np.zeros(30), np.ones(30)), None)
     np.testing.assert_array_equal(outputs.argmax(-1), classifier.predict(query.reshape(30, -1)))
     distances, _ = classifier.kneighbors(query.reshape(30, -1))
     np.testing.assert_allclose(-outputs.max(-1), distances[:, 0], rtol=1e-5)
@@ -76,17 +79,33 @@ def test_padding_and_absent_classes_never_win():
         baseline(IDENTITY, **PROBE, num_steps=1),
         baseline_plus_plus(IDENTITY, **PROBE, num_steps=1),
     ):
-        theta, state = learner.init(jax.random.key(0), support.inputs)
-        outputs = learner.predict(learner.adapt(theta, state, support, jax.random.key(1)), query, jax.random.key(2))
+
+        @jax.jit
+        def outputs_of(support, query, key, learner=learner):
+            theta, state = learner.init(key, support.inputs)
+            return learner.predict(learner.adapt(theta, state, support, key), query, key)
+
+        outputs = outputs_of(support, query, jax.random.key(0))
         assert outputs.argmax(-1).tolist() == [1] and np.isfinite(outputs).all()
         assert outputs[0, 0] == outputs[0, 2] == -1e9
 
 
+def one_step(learner, optimizer, source):
+    """The training state before and after a step of two tasks, and its metrics."""
+
+    @jax.jit
+    def steps(key, pool):
+        tasks = source._replace(pool=pool)
+        before = init_train_state(key, learner, optimizer, tasks, num_tasks=2)
+        episodes = source.sample(key, pool, source.spec, 2)
+        return before, *make_train_step(learner, optimizer, task_chunk=1)(before, episodes, key)
+
+    return steps(jax.random.key(0), source.pool)
+
+
 def test_nearest_has_nothing_to_learn_and_trains(source):
-    learner, optimizer, key = nearest(tiny_model(), ways=3), optax.adam(1e-3), jax.random.key(0)
-    train_state = init_train_state(key, learner, optimizer, source, num_tasks=2)
-    episodes = source.sample(key, source.pool, source.spec, 2)
-    after, metrics = make_train_step(learner, optimizer, task_chunk=1)(train_state, episodes, key)
+    learner = nearest(tiny_model(), ways=3)
+    _, after, metrics = one_step(learner, optax.adam(1e-3), source)
     assert int(after.step) == 1 and not jax.tree.leaves((after.meta_params, after.state))
     assert metrics["grad_norm"] == 0 and metrics["nonfinite"] == 0
     # Images of a class differ by noise: the nearest one tells more than chance.
@@ -95,10 +114,7 @@ def test_nearest_has_nothing_to_learn_and_trains(source):
 
 def test_scratch_learns_nothing_across_tasks_and_begins_where_its_key_says(source, episode):
     learner, key = scratch(tiny_model(), inner_optimizer=optax.sgd(0.1), num_steps=3), jax.random.key(0)
-    optimizer = optax.adam(1e-2)
-    before = init_train_state(key, learner, optimizer, source, num_tasks=2)
-    episodes = source.sample(key, source.pool, source.spec, 2)
-    after, metrics = jax.jit(make_train_step(learner, optimizer))(before, episodes, key)
+    before, after, metrics = one_step(learner, optax.adam(1e-2), source)
     assert jax.tree.leaves(after.meta_params) == [] and metrics["grad_norm"] == 0
     jax.tree.map(np.testing.assert_array_equal, before.state, after.state)
     adapt = jax.jit(lambda key: learner.adapt(after.meta_params, after.state, episode.support, key).params)
@@ -112,7 +128,7 @@ def test_scratch_fits_its_task():
     model = from_function(lambda key, x: jax.random.normal(key, [1, 1]), lambda w, x: x @ w)
     learner = scratch(model, inner_optimizer=optax.sgd(0.1), num_steps=50, criterion=CRITERIA["regression"])
     points = example_batch(jnp.array([[1.0], [-2.0]]), jnp.array([[3.0], [-6.0]]))
-    params = learner.adapt({}, {}, points, jax.random.key(0)).params["body"]
+    params = jax.jit(learner.adapt)({}, {}, points, jax.random.key(0)).params["body"]
     np.testing.assert_allclose(params, 3.0, rtol=1e-5)
     untrained = learner.adapt({}, {}, points, jax.random.key(0), num_steps=0).params["body"]
     assert abs(float(untrained[0, 0]) - 3.0) > 0.1
@@ -153,9 +169,8 @@ def test_the_probe_is_gradient_descent_on_the_support_features(x64):
     learner = baseline(IDENTITY, **PROBE | {"inner_optimizer": optax.sgd(0.5)}, num_steps=2)
     support = padded(example_batch(jnp.asarray(inputs), jnp.asarray(targets)))
     theta, state = learner.init(jax.random.key(0), support.inputs)
-    starts, ends = (
-        learner.adapt(theta, state, support, jax.random.key(1), num_steps=steps).fitted[0] for steps in (0, None)
-    )
+    adapt = jax.jit(learner.adapt, static_argnames="num_steps")
+    starts, ends = (adapt(theta, state, support, jax.random.key(1), num_steps=n).fitted[0] for n in (0, None))
     kernel, bias = np.array(starts["kernel"]), np.array(starts["bias"])
     assert not bias.any() and kernel.std() > 0.1
     for _ in range(2):
@@ -176,21 +191,19 @@ def test_both_batches_count_in_the_loss_and_padding_does_not(batches):
     assert abs(float(loss(other, batches.query) - whole)) > 1e-3
 
 
-def test_cosine_head_knows_directions_only(episode):
+def test_cosine_head_knows_directions_only():
     """Features of another length give the same outputs, within the scale; zeros give a finite derivative."""
     learner = baseline_plus_plus(IDENTITY, **PROBE, scale=7.0, num_steps=100)
     support = example_batch(jnp.eye(3), jnp.arange(3))
     theta, state = learner.init(jax.random.key(0), support.inputs)
     assert set(theta["head"]) == {"kernel"}
-    adapted = learner.adapt(theta, state, support, jax.random.key(1))
-    near, far = (
-        learner.predict(adapted, example_batch(length * support.inputs, support.targets), None)
-        for length in (1.0, 50.0)
-    )
+    adapted = jax.jit(learner.adapt)(theta, state, support, jax.random.key(1))
+    predict = jax.jit(lambda inputs: learner.predict(adapted, support._replace(inputs=inputs), None))
+    near, far = predict(support.inputs), predict(50.0 * support.inputs)
     np.testing.assert_allclose(near, far, rtol=1e-4)
     assert np.abs(near).max() <= 7.0 and near.argmax(-1).tolist() == [0, 1, 2]
     nothing = Episode(*(example_batch(jnp.zeros([3, 3]), jnp.arange(3)),) * 2)
-    grads = jax.grad(lambda theta: learner.loss(theta, state, nothing, jax.random.key(0), 0)[0])(theta)
+    grads = jax.jit(jax.grad(lambda theta: learner.loss(theta, state, nothing, jax.random.key(0), 0)[0]))(theta)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
@@ -204,7 +217,7 @@ def traced_pool() -> ClassPool:
 
 def test_classification_batches_have_the_right_labels_and_every_image():
     pool = traced_pool()
-    episodes = sample_classification(jax.random.key(0), pool, EpisodeSpec(2, 1, 3), 400)
+    episodes = draw(jax.random.key(0), pool, EpisodeSpec(2, 1, 3), 400)
     assert episodes.support.targets.shape == (400, 2) and episodes.query.targets.shape == (400, 6)
     drawn = np.concatenate([np.rint(np.asarray(batch.inputs).reshape(-1, 2) * 255) for batch in episodes]).astype(int)
     targets = np.concatenate([np.asarray(batch.targets).reshape(-1) for batch in episodes])
@@ -217,10 +230,9 @@ def test_classification_batches_have_the_right_labels_and_every_image():
 
 def test_classification_batches_are_a_function_of_key_and_task():
     spec, key = EpisodeSpec(2, 2, 2), jax.random.key(7)
-    whole = jax.jit(lambda key: sample_classification(key, traced_pool(), spec, 8))(key)
-    part = sample_classification(key, traced_pool(), spec, 3, first_task=4)
+    whole, part = draw(key, traced_pool(), spec, 8), draw(key, traced_pool(), spec, 3, first_task=4)
     jax.tree.map(lambda one, other: np.testing.assert_array_equal(one[4:7], other), whole, part)
-    other = sample_classification(jax.random.key(8), traced_pool(), spec, 8)
+    other = draw(jax.random.key(8), traced_pool(), spec, 8)
     assert not np.array_equal(whole.query.targets, other.query.targets)
 
 
