@@ -73,6 +73,11 @@ ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
     "maml++": {"inner_steps": 3, "eval_inner_steps": 3, "inner_lr": 0.1},
     "meta-curvature": {},
     "protonet": {**_NO_LOOP, "queries": 5},
+    "r2d2": {**_NO_LOOP, "queries": 5},
+    "metaoptnet": {**_NO_LOOP, "queries": 5},
+    "metaoptnet-ridge": {**_NO_LOOP, "queries": 5},
+    "in-context": {**_NO_LOOP, "queries": 5, "outer_lr": 1e-3},
+    "cnp": {**_NO_LOOP, "queries": 5, "outer_lr": 1e-3},
 }
 
 

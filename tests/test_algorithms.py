@@ -15,16 +15,21 @@ from jaxmeta import (
     anil,
     boil,
     cavia,
+    cnp,
     example_batch,
     fomaml,
     from_function,
     imaml,
+    in_context,
     maml,
     maml_plus_plus,
     meta_curvature,
     meta_sgd,
+    metaoptnet,
+    metaoptnet_ridge,
     mlp,
     protonet,
+    r2d2,
     reptile,
 )
 
@@ -41,6 +46,11 @@ CASES = {
     "maml++": lambda model: maml_plus_plus(model, num_steps=2, multi_step_until=2, first_order_until=1),
     "meta-curvature": lambda model: meta_curvature(model, inner_lr=0.1, num_steps=2),
     "protonet": lambda model: protonet(model, ways=3),
+    "r2d2": lambda model: r2d2(model, ways=3),
+    "metaoptnet": lambda model: metaoptnet(model, ways=3),
+    "metaoptnet-ridge": lambda model: metaoptnet_ridge(model, ways=3),
+    "in-context": lambda model: in_context(model, ways=3, width=16, layers=2),
+    "cnp": lambda model: cnp(model, ways=3, width=16),
 }
 
 

@@ -3,9 +3,12 @@
 from jaxmeta.algorithms.adapted import NORMS
 from jaxmeta.algorithms.anil import anil, boil
 from jaxmeta.algorithms.cavia import cavia
+from jaxmeta.algorithms.cnp import cnp, cnp_distribution
+from jaxmeta.algorithms.crammer_singer import svm_weights
 from jaxmeta.algorithms.embedding import Head, embedding_learner
 from jaxmeta.algorithms.gradient import Adaptation, gradient_learner
 from jaxmeta.algorithms.imaml import imaml
+from jaxmeta.algorithms.in_context import in_context
 from jaxmeta.algorithms.maml import fomaml, maml
 from jaxmeta.algorithms.maml_plus_plus import maml_plus_plus
 from jaxmeta.algorithms.meta_curvature import meta_curvature
@@ -13,6 +16,8 @@ from jaxmeta.algorithms.meta_sgd import meta_sgd
 from jaxmeta.algorithms.options import options_of
 from jaxmeta.algorithms.protonet import protonet
 from jaxmeta.algorithms.reptile import reptile
+from jaxmeta.algorithms.ridge import r2d2, ridge_weights
+from jaxmeta.algorithms.svm import metaoptnet, metaoptnet_ridge
 
 ALGORITHMS = {
     # By gradient steps.
@@ -28,6 +33,13 @@ ALGORITHMS = {
     "meta-curvature": meta_curvature,
     # By comparing embeddings.
     "protonet": protonet,
+    # By a convex problem on the embeddings.
+    "r2d2": r2d2,
+    "metaoptnet": metaoptnet,
+    "metaoptnet-ridge": metaoptnet_ridge,
+    # By a network that reads the support set.
+    "in-context": in_context,
+    "cnp": cnp,
 }
 
 __all__ = [
@@ -38,15 +50,23 @@ __all__ = [
     "anil",
     "boil",
     "cavia",
+    "cnp",
+    "cnp_distribution",
     "embedding_learner",
     "fomaml",
     "gradient_learner",
     "imaml",
+    "in_context",
     "maml",
     "maml_plus_plus",
     "meta_curvature",
     "meta_sgd",
+    "metaoptnet",
+    "metaoptnet_ridge",
     "options_of",
     "protonet",
+    "r2d2",
     "reptile",
+    "ridge_weights",
+    "svm_weights",
 ]
