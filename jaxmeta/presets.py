@@ -89,6 +89,11 @@ ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
     "scratch": {"inner_optimizer": "adam", "inner_lr": 0.01, "inner_steps": 100, "eval_inner_steps": 100, "steps": 1},
     "baseline": _PRETRAINED,
     "baseline++": _PRETRAINED,
+    "r2d2": {**_NO_LOOP, "queries": 5},
+    "metaoptnet": {**_NO_LOOP, "queries": 5},
+    "metaoptnet-ridge": {**_NO_LOOP, "queries": 5},
+    "in-context": {**_NO_LOOP, "queries": 5, "outer_lr": 1e-3},
+    "cnp": {**_NO_LOOP, "queries": 5, "outer_lr": 1e-3},
 }
 
 

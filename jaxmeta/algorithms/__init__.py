@@ -3,9 +3,12 @@
 from jaxmeta.algorithms.adapted import NORMS
 from jaxmeta.algorithms.anil import anil, boil
 from jaxmeta.algorithms.cavia import cavia
+from jaxmeta.algorithms.cnp import cnp, cnp_distribution
+from jaxmeta.algorithms.crammer_singer import svm_weights
 from jaxmeta.algorithms.embedding import Head, embedding_learner
 from jaxmeta.algorithms.gradient import Adaptation, gradient_learner
 from jaxmeta.algorithms.imaml import imaml
+from jaxmeta.algorithms.in_context import in_context
 from jaxmeta.algorithms.maml import fomaml, maml
 from jaxmeta.algorithms.maml_plus_plus import maml_plus_plus
 from jaxmeta.algorithms.matching import matching, matching_fce
@@ -17,8 +20,10 @@ from jaxmeta.algorithms.pretrained import baseline, baseline_plus_plus
 from jaxmeta.algorithms.protonet import protonet
 from jaxmeta.algorithms.relation import relation
 from jaxmeta.algorithms.reptile import reptile
+from jaxmeta.algorithms.ridge import r2d2, ridge_weights
 from jaxmeta.algorithms.scratch import scratch
 from jaxmeta.algorithms.siamese import siamese
+from jaxmeta.algorithms.svm import metaoptnet, metaoptnet_ridge
 
 ALGORITHMS = {
     # By gradient steps.
@@ -43,6 +48,13 @@ ALGORITHMS = {
     "scratch": scratch,
     "baseline": baseline,
     "baseline++": baseline_plus_plus,
+    # By a convex problem on the embeddings.
+    "r2d2": r2d2,
+    "metaoptnet": metaoptnet,
+    "metaoptnet-ridge": metaoptnet_ridge,
+    # By a network that reads the support set.
+    "in-context": in_context,
+    "cnp": cnp,
 }
 
 __all__ = [
@@ -55,10 +67,13 @@ __all__ = [
     "baseline_plus_plus",
     "boil",
     "cavia",
+    "cnp",
+    "cnp_distribution",
     "embedding_learner",
     "fomaml",
     "gradient_learner",
     "imaml",
+    "in_context",
     "maml",
     "maml_plus_plus",
     "matching",
@@ -72,4 +87,9 @@ __all__ = [
     "reptile",
     "siamese",
     "scratch",
+    "metaoptnet",
+    "metaoptnet_ridge",
+    "r2d2",
+    "ridge_weights",
+    "svm_weights",
 ]

@@ -28,14 +28,21 @@ def check_norm(who: str, norm: str, known: tuple[str, ...] = NORMS) -> None:
         raise ValueError(f"{who} needs norm={' or '.join(map(repr, known))}; given {norm!r}.")
 
 
+def regresses(criterion: Criterion | None) -> bool:
+    """Tell whether a criterion is that of regression."""
+    return criterion is not None and criterion.loss is CRITERIA["regression"].loss
+
+
 def check_classifies(who: str, criterion: Criterion | None) -> None:
     """Refuse regression, for a learner that has a score for each class.
 
     Raises:
       ValueError: says who can do it.
     """
-    if criterion is not None and criterion.loss is CRITERIA["regression"].loss:
-        raise ValueError(f"{who} tells classes apart and cannot regress. Use maml and its kin, or cnp.")
+    if regresses(criterion):
+        raise ValueError(
+            f"{who} tells classes apart and cannot regress. Use maml and its kin, r2d2, in-context or cnp."
+        )
 
 
 def metrics_of(criterion: Criterion, outputs, batch: Batch) -> Metrics:
@@ -50,3 +57,17 @@ def mini_batch(key: Key, batch: Batch, size: int) -> Batch:
     scores = jnp.where(batch.weights > 0, jax.random.uniform(key, batch.weights.shape), -1.0)
     _, chosen = jax.lax.top_k(scores, size)
     return jax.tree.map(lambda leaf: leaf[chosen], batch)
+
+
+def present_classes(support: Batch, ways: int) -> jax.Array:
+    """Tell which classes have an example, `[ways]` bool; all outputs are present in regression."""
+    if not jnp.issubdtype(support.targets.dtype, jnp.integer):
+        return jnp.ones(support.targets.shape[-1], bool)
+    return (values_of(support, ways) * support.weights[:, None]).sum(0) > 0
+
+
+def values_of(batch: Batch, ways: int) -> jax.Array:
+    """Write targets as values to regress: class numbers one-hot, `[examples, ways]`; others as they are."""
+    if not jnp.issubdtype(batch.targets.dtype, jnp.integer):
+        return batch.targets
+    return jax.nn.one_hot(batch.targets, ways, dtype=batch.inputs.dtype)
