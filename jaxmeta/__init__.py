@@ -80,10 +80,11 @@ from jaxmeta.metagrad import (
     truncated,
     unrolled,
 )
-from jaxmeta.metrics import estimate
+from jaxmeta.metrics import estimate, paired_difference
 from jaxmeta.models import MODELS, conv4, from_function, from_linen, from_nnx, in_precision, linear, mlp, resnet12
 from jaxmeta.nn import LoweringTable
 from jaxmeta.population import Members, fit_population, init_population, make_population_evaluator, members
+from jaxmeta.protocols import PROTOCOLS, Protocol, ensemble_learner, episodes_hash, fingerprint
 from jaxmeta.train import compile_steps, fit, init_train_state, make_train_step
 
 __version__ = "0.1.0"
@@ -96,6 +97,7 @@ __all__ = [
     "INNER_OPTIMIZERS",
     "METAGRADS",
     "MODELS",
+    "PROTOCOLS",
     "Adaptation",
     "Batch",
     "ClassPool",
@@ -116,6 +118,7 @@ __all__ = [
     "MetaLearner",
     "MixedModeWarning",
     "Model",
+    "Protocol",
     "TaskSource",
     "TrainState",
     "accuracy",
@@ -131,12 +134,15 @@ __all__ = [
     "conv4",
     "cross_entropy",
     "embedding_learner",
+    "ensemble_learner",
+    "episodes_hash",
     "estimate",
     "evaluate",
     "evolution",
     "exact",
     "example_batch",
     "first_order",
+    "fingerprint",
     "fit",
     "fit_population",
     "fomaml",
@@ -174,6 +180,7 @@ __all__ = [
     "mlp",
     "neumann",
     "options_of",
+    "paired_difference",
     "pes",
     "place",
     "protonet",

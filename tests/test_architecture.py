@@ -28,6 +28,8 @@ ROOMS = [
     "devices",
     "train",
     "evaluate",
+    # Values that say how a number was got; the evaluation itself knows nothing of them.
+    "protocols",
     "population",
     "config",
     "presets",
@@ -38,9 +40,13 @@ ROOMS = [
     "report",
     "folder",
     "workspace",
+    # What a result says, and a run made ready to be judged by a protocol.
+    "judgement",
+    "candidate",
     "planning",
     "run",
     "sweep",
+    "compare",
     "start",
     "options",
     "cli",

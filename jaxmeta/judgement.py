@@ -1,0 +1,135 @@
+"""What a judgement says: the number, the setting that was measured, the protocol and the tasks behind it."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmeta import checkpoint
+from jaxmeta.base import Evaluation, TrainState
+from jaxmeta.check import leak_test
+from jaxmeta.check.leak import TOLERANCE
+from jaxmeta.data import TaskSource
+from jaxmeta.protocols import Protocol, episodes_hash, evaluation_key, fingerprint
+from jaxmeta.workspace import Workspace, one_task
+
+# What rounding in another order changes: more, where products are rounded to 10 bits or to 7.
+TOLERANCES = {"float32": TOLERANCE, "tf32": 1e-2, "bfloat16": 5e-2}
+
+
+def protocol_of(workspace: Workspace, part: str = "test") -> Protocol:
+    """Give a run's own protocol, as its configuration says."""
+    config = workspace.config
+    return Protocol(
+        dataset=config.dataset,
+        split=config.split,
+        part=part,
+        ways=config.ways,
+        shots=config.shots,
+        queries=config.eval_queries,
+        train_inner_steps=config.inner_steps,
+        eval_inner_steps=config.eval_inner_steps,
+        norm=workspace.norm,
+        episodes=config.eval_episodes,
+    )
+
+
+def examine(workspace: Workspace, train_state: TrainState, protocol: Protocol) -> Protocol:
+    """Measure the setting: does a prediction see the other query images of the first task?
+
+    Args:
+      workspace: As the protocol wants it.
+      train_state: What is judged.
+      protocol: The protocol.
+
+    Returns:
+      The protocol with what the leak test found; as it was, if the predictions are no numbers.
+    """
+    key = evaluation_key(protocol.part, protocol.seed)
+    config, source = workspace.config, source_of(workspace, protocol)
+    episode = one_task(source, jax.random.split(key)[0])
+    numbers = train_state.meta_params, train_state.state, episode, key
+    leak = _leak(workspace.parts.learner, config.eval_inner_steps, TOLERANCES[config.precision], *numbers)
+    if not np.isfinite(leak.change):
+        return protocol
+    return dataclasses.replace(protocol, measured="transductive" if leak.transductive else "inductive")
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _leak(learner, num_steps, tolerance, *numbers):
+    return leak_test(learner, *numbers, num_steps=num_steps, tolerance=tolerance)
+
+
+def source_of(workspace: Workspace, protocol: Protocol) -> TaskSource:
+    """Give the source of a protocol's tasks."""
+    # The source of training has the size of its episodes; the number of them is the same.
+    source = workspace.sources[protocol.part]
+    return source._replace(spec=source.spec._make((protocol.ways, protocol.shots, protocol.queries)))
+
+
+def judge(workspace: Workspace, train_state: TrainState, out: Path, *, split: str) -> dict[str, Any]:
+    """Judge a run by its own protocol, on the tasks of a split, and describe the setting beside the number."""
+    protocol = examine(workspace, train_state, protocol_of(workspace, split))
+    return describe(workspace, judged(workspace, train_state, protocol), train_state, out, protocol=protocol)
+
+
+def judged(workspace: Workspace, train_state: TrainState, protocol: Protocol) -> Evaluation:
+    """Evaluate on the tasks of a protocol."""
+    source, key = source_of(workspace, protocol), evaluation_key(protocol.part, protocol.seed)
+    return workspace.evaluator(train_state.meta_params, train_state.state, source, key, protocol.episodes)
+
+
+def tasks_hash(workspace: Workspace, protocol: Protocol) -> str:
+    """Hash the tasks of a protocol."""
+    key = evaluation_key(protocol.part, protocol.seed)
+    return episodes_hash(source_of(workspace, protocol), key, protocol.episodes)
+
+
+def describe(
+    workspace: Workspace,
+    evaluation: Evaluation,
+    train_state: TrainState,
+    out: Path,
+    *,
+    protocol: Protocol,
+    tasks: str | None = None,
+) -> dict[str, Any]:
+    """Describe the setting beside the number.
+
+    Args:
+      workspace: The workspace that it was judged in.
+      evaluation: What came out.
+      train_state: What was judged.
+      out: The run's folder.
+      protocol: The protocol, examined.
+      tasks: The hash of its tasks, if it is known already.
+
+    Returns:
+      The result, as the command line prints it.
+    """
+    config, estimate = workspace.config, evaluation.metrics[workspace.headline]
+    described = ("dataset", "algorithm", "metagrad", "estimator", "model", "ways", "shots", "inner_steps")
+    # JSON knows no infinity: a diverged adaptation is null.
+    mean, ci95 = (value if np.isfinite(value) else None for value in (estimate.mean, estimate.ci95))
+    return {
+        workspace.headline: mean,
+        "ci95": ci95,
+        "episodes": evaluation.num_tasks,
+        "split": protocol.part,
+        **{name: getattr(config, name) for name in described},
+        "eval_inner_steps": config.eval_inner_steps,
+        "queries": config.eval_queries,
+        "norm": workspace.norm,
+        "setting": protocol.measured,
+        "ensemble": protocol.ensemble,
+        "trained_on": protocol.trained_on or protocol.dataset,
+        "protocol": fingerprint(protocol),
+        "episodes_hash": tasks_hash(workspace, protocol) if tasks is None else tasks,
+        "steps": checkpoint.checkpoint_steps(out / "checkpoints")[-1],
+        "checkpoint_step": int(train_state.step),
+        "seed": config.seed,
+        "run": str(out),
+    }
