@@ -1,7 +1,7 @@
 """What a judgement says: the number, the setting that was measured, the protocol and the tasks behind it."""
 
 import dataclasses
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxmeta import checkpoint
-from jaxmeta.base import Evaluation, TrainState
+from jaxmeta.base import Evaluation, MetaLearner, TrainState
 from jaxmeta.check import leak_test
 from jaxmeta.check.leak import TOLERANCE
 from jaxmeta.data import TaskSource
@@ -52,15 +52,18 @@ def examine(workspace: Workspace, train_state: TrainState, protocol: Protocol) -
     config, source = workspace.config, source_of(workspace, protocol)
     episode = one_task(source, jax.random.split(key)[0])
     numbers = train_state.meta_params, train_state.state, episode, key
-    leak = _leak(workspace.parts.learner, config.eval_inner_steps, TOLERANCES[config.precision], *numbers)
+    leak = _leak_tester(workspace.parts.learner, config.eval_inner_steps, TOLERANCES[config.precision])(*numbers)
     if not np.isfinite(leak.change):
         return protocol
     return dataclasses.replace(protocol, measured="transductive" if leak.transductive else "inductive")
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _leak(learner, num_steps, tolerance, *numbers):
-    return leak_test(learner, *numbers, num_steps=num_steps, tolerance=tolerance)
+@lru_cache(maxsize=8)
+def _leak_tester(learner: MetaLearner, num_steps: int, tolerance: float):
+    # It runs once, on one task: most of its time is compilation, which takes half as long without optimisation.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    test = partial(leak_test, learner, num_steps=num_steps, tolerance=tolerance)
+    return jax.jit(test, compiler_options=options)
 
 
 def source_of(workspace: Workspace, protocol: Protocol) -> TaskSource:
