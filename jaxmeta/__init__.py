@@ -106,11 +106,12 @@ from jaxmeta.metagrad import (
     truncated,
     unrolled,
 )
-from jaxmeta.metrics import estimate
+from jaxmeta.metrics import estimate, paired_difference
 from jaxmeta.models import MODELS, conv4, from_function, from_linen, from_nnx, in_precision, linear, mlp, resnet12
 from jaxmeta.nn import LoweringTable
 from jaxmeta.online import OnlineLearner, OnlineState, TaskBuffer, fit_online, follow_the_meta_leader
 from jaxmeta.population import Members, fit_population, init_population, make_population_evaluator, members
+from jaxmeta.protocols import PROTOCOLS, Protocol, ensemble_learner, episodes_hash, fingerprint
 from jaxmeta.train import compile_steps, fit, init_train_state, make_train_step
 from jaxmeta.verification import (
     Roc,
@@ -132,6 +133,7 @@ __all__ = [
     "INNER_OPTIMIZERS",
     "METAGRADS",
     "MODELS",
+    "PROTOCOLS",
     "Adaptation",
     "Batch",
     "ClassPool",
@@ -157,6 +159,7 @@ __all__ = [
     "OnlineLearner",
     "OnlineState",
     "TaskBuffer",
+    "Protocol",
     "TaskSource",
     "TrainState",
     "accuracy",
@@ -180,12 +183,15 @@ __all__ = [
     "embedding_learner",
     "embedding_scores",
     "equal_error_rate",
+    "ensemble_learner",
+    "episodes_hash",
     "estimate",
     "evaluate",
     "evolution",
     "exact",
     "example_batch",
     "first_order",
+    "fingerprint",
     "fit",
     "fit_online",
     "fit_population",
@@ -237,6 +243,7 @@ __all__ = [
     "nearest",
     "neumann",
     "options_of",
+    "paired_difference",
     "pes",
     "place",
     "protonet",

@@ -12,6 +12,9 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from jaxmeta.base import TrainState
 
+# The score of a checkpoint that was not validated, or whose validation diverged: never the best.
+NOT_VALIDATED = -1e30
+
 
 class CheckpointError(OSError):
     """A checkpoint could not be written, or none could be read."""
@@ -33,7 +36,7 @@ class Restored(NamedTuple):
     damaged: tuple[int, ...]
 
 
-def save(directory: Path, train_state: TrainState, *, score: float, meta: dict[str, Any]) -> None:
+def save(directory: Path, train_state: TrainState, *, score: float, meta: dict[str, Any], keep_best: int = 1) -> None:
     """Write a checkpoint; the two latest and the best are kept.
 
     It appears under its own name only when it is complete: a process killed while
@@ -44,6 +47,7 @@ def save(directory: Path, train_state: TrainState, *, score: float, meta: dict[s
       train_state: What to save; its step names the checkpoint.
       score: What "best" means, larger is better.
       meta: Plain values to keep beside it (the configuration and the like).
+      keep_best: How many of the best are kept.
 
     Raises:
       CheckpointError: if it could not be written, a full disk above all.
@@ -53,7 +57,7 @@ def save(directory: Path, train_state: TrainState, *, score: float, meta: dict[s
     described = {**meta, "digest": _digest(arrays)}
     _check_space(directory, step, sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
     try:
-        with _manager(directory, clean=True) as manager:
+        with _manager(directory, clean=True, keep_best=keep_best) as manager:
             if step in manager.all_steps():
                 # It was damaged, or the run would not have come to this step again.
                 manager.delete(step)
@@ -108,6 +112,43 @@ def restore(directory: Path, like: TrainState, *, best: bool = False) -> Restore
     )
 
 
+def restore_best(directory: Path, like: TrainState, count: int) -> list[Restored]:
+    """Read the checkpoints of the highest scores, the best first.
+
+    Args:
+      directory: Folder of the run's checkpoints.
+      like: A state of the same structure (arrays or `jax.ShapeDtypeStruct`).
+      count: How many; the run must have kept as many of the best (`save(keep_best=...)`), since of those that it
+        did not keep nobody knows.
+
+    Returns:
+      As many `Restored`, each of which tells all that were passed over.
+
+    Raises:
+      CheckpointError: if there are not as many that were validated and are whole.
+    """
+    found, damaged = [], []
+    steps = checkpoint_steps(directory)
+    if steps:
+        with _manager(directory) as manager:
+            scores = {step: _score(manager, step) for step in steps}
+            validated = [step for step in steps if scores[step] > NOT_VALIDATED]
+            for step in sorted(validated, key=lambda step: (scores[step], step), reverse=True):
+                try:
+                    train_state, meta = _read(manager, step, like)
+                # As in `restore`.
+                except Exception:
+                    damaged.append(step)
+                    continue
+                found.append(Restored(train_state, step, meta, ()))
+                if len(found) == count:
+                    return [one._replace(damaged=tuple(damaged)) for one in found]
+    raise CheckpointError(
+        f"{count} validated checkpoints were asked for, and in {directory} there are {len(found)} that can be read. "
+        "Ask for fewer, or train with more steps, or a smaller --checkpoint-every."
+    )
+
+
 def checkpoint_steps(directory: Path) -> list[int]:
     """List the outer steps of the checkpoints in a folder, in order; none if it is missing."""
     directory = Path(directory)
@@ -129,7 +170,7 @@ def _check_space(directory: Path, step: int, num_bytes: int) -> None:
         )
 
 
-def _manager(directory: Path, *, clean: bool = False) -> ocp.CheckpointManager:
+def _manager(directory: Path, *, clean: bool = False, keep_best: int = 1) -> ocp.CheckpointManager:
     alone = jax.process_count() == 1
     # Of several processes one saves and each reads for itself: none waits for another here.
     processes = ocp.options.MultiprocessingOptions()
@@ -138,7 +179,7 @@ def _manager(directory: Path, *, clean: bool = False) -> ocp.CheckpointManager:
         if clean:
             Path(directory).mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=AnyPreservationPolicy([LatestN(2), BestN(get_metric_fn=_get_score, n=1)]),
+        preservation_policy=AnyPreservationPolicy([LatestN(2), BestN(get_metric_fn=_get_score, n=keep_best)]),
         # Scores are written only where best_fn is given; what is kept, the policy says.
         best_fn=_get_score,
         cleanup_tmp_directories=clean,

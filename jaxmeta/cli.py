@@ -22,10 +22,11 @@ from jaxmeta.inner import INNER_OPTIMIZERS
 from jaxmeta.machine import Machine, open_mesh
 from jaxmeta.metagrad import ESTIMATORS, METAGRADS
 from jaxmeta.models import MODELS
-from jaxmeta.options import BenchOptions, EvaluateOptions, PlanOptions, SweepOptions, TrainOptions
+from jaxmeta.options import BenchOptions, CompareOptions, EvaluateOptions, PlanOptions, SweepOptions, TrainOptions
 from jaxmeta.parts import is_convolutional
 from jaxmeta.presets import PRESETS
 from jaxmeta.processes import is_first, is_joined, leave
+from jaxmeta.protocols import PROTOCOLS
 from jaxmeta.start import default_out, refuse_changes, split_preset, stored_config
 
 USAGE = """\
@@ -37,6 +38,7 @@ commands:
   train [PRESET]   meta-train into a run folder and print its accuracy on held-out classes
   plan [PRESET]    time the ways of computing a run's step on this machine
   evaluate RUN     judge a run's best checkpoint
+  compare RUN RUN  judge two runs on the same tasks, and the difference between them
   bench [LOAD ...] measure what a meta-step costs on this machine
   list             what there is: presets, datasets, algorithms, strategies, models
 
@@ -54,7 +56,14 @@ def main(arguments: list[str] | None = None) -> int:
       The exit code.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"train": _train, "plan": _plan, "evaluate": _evaluate, "bench": _bench, "list": _list}
+    commands = {
+        "train": _train,
+        "plan": _plan,
+        "evaluate": _evaluate,
+        "compare": _compare,
+        "bench": _bench,
+        "list": _list,
+    }
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(USAGE, end="")
@@ -161,9 +170,7 @@ def _evaluate(arguments: list[str]) -> None:
 
     options = tyro.cli(EvaluateOptions, args=arguments, prog="jaxmeta evaluate")
     check_name("split", options.split, ("test", "validation", "train"))
-    for name, value, least in (("episodes", options.episodes, 2), ("eval-inner-steps", options.eval_inner_steps, 0)):
-        if value is not None and value < least:
-            raise ConfigError(f"--{name} must be at least {least}; given {value}.")
+    _check_least(options, episodes=2, eval_inner_steps=0, ensemble=1)
     config = read_config(options.run)
     result = evaluate_run(
         options.run,
@@ -173,10 +180,40 @@ def _evaluate(arguments: list[str]) -> None:
         latest=options.latest,
         data_dir=options.data_dir,
         mesh=open_mesh(Machine(), config.eval_episodes, divide_cpu=is_convolutional(config)),
+        protocol=options.protocol,
+        ensemble=options.ensemble,
+        dataset=options.dataset,
     )
     for step in result["damaged_checkpoints"]:
         print(f"checkpoint of step {step} is damaged and was passed over", file=sys.stderr)
     _print_result(result)
+
+
+def _compare(arguments: list[str]) -> None:
+    from jaxmeta.compare import compare_runs
+    from jaxmeta.folder import read_config
+
+    options = tyro.cli(CompareOptions, args=arguments, prog="jaxmeta compare")
+    _check_least(options, episodes=2)
+    config = read_config(options.first)
+    result = compare_runs(
+        options.first,
+        options.second,
+        protocol=options.protocol,
+        anyway=options.anyway,
+        episodes=options.episodes,
+        mesh=open_mesh(Machine(), config.eval_episodes, divide_cpu=is_convolutional(config)),
+    )
+    if not result["paired"]:
+        print("the two runs met different tasks, so that no difference between them is given", file=sys.stderr)
+    _print_result(result)
+
+
+def _check_least(options, **least: int) -> None:
+    for name, number in least.items():
+        value = getattr(options, name)
+        if value is not None and value < number:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {number}; given {value}.")
 
 
 def _bench(arguments: list[str]) -> None:
@@ -216,6 +253,7 @@ def _list(arguments: list[str]) -> None:
         "estimators": ESTIMATORS,
         "inner optimizers": INNER_OPTIMIZERS,
         "models": MODELS,
+        "protocols": PROTOCOLS,
         "loads": LOADS,
     }
     for name, table in tables.items():

@@ -21,6 +21,10 @@ LEAST = {"seed": 0, "context": 0, "inner_steps": 0, "eval_inner_steps": 0, "vali
 MAY_BE_ZERO = {"proximal"}
 
 
+# Options that runs of earlier versions did not have, with what they did.
+ADDED_LATER = {"keep_best": 1}
+
+
 class ConfigError(ValueError):
     """The caller asked for something that is not there or does not fit together."""
 
@@ -79,6 +83,9 @@ class Config:
     ] = None
     log_every: Annotated[int, tyro.conf.arg(help="Outer steps in one dispatch, and between two logged rows.")] = 10
     checkpoint_every: Annotated[int, tyro.conf.arg(help="Outer steps between two checkpoints, each validated.")] = 200
+    keep_best: Annotated[
+        int, tyro.conf.arg(help="Best checkpoints to keep; more than one is for judging their ensemble.")
+    ] = 1
     validation_episodes: Annotated[int, tyro.conf.arg(help="Validation tasks behind the choice of checkpoint.")] = 200
     eval_episodes: Annotated[int, tyro.conf.arg(help="Test tasks, met once, at the end.")] = 1000
     tensorboard: Annotated[bool, tyro.conf.arg(help="Also write TensorBoard files (needs jaxmeta[tensorboard]).")] = (
@@ -199,6 +206,7 @@ def from_json(values: dict[str, Any]) -> Config:
       ConfigError: if it is damaged or of another version.
     """
     defaults = vars(Config())
+    values = {**ADDED_LATER, **values}
     if set(values) != set(defaults):
         odd = sorted(set(values) ^ set(defaults))
         raise ConfigError(f"The stored configuration is damaged or of another version: see {', '.join(odd)}.")

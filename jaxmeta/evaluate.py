@@ -128,7 +128,8 @@ def summarize(chunks: list[dict], num_tasks: int) -> Evaluation:
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4))
-def _sample(sample, key, pool, spec, num_tasks, first_task):
+def draw_tasks(sample, key, pool, spec, num_tasks, first_task):
+    """Draw tasks from `first_task` on, compiled once for each number of them."""
     return sample(key, pool, spec, num_tasks, first_task=first_task)
 
 
@@ -136,7 +137,7 @@ def _on_one_device(tasks, task_chunk):
     tasks = jax.jit(tasks)
 
     def judge_chunk(meta_params, state, source, keys, first):
-        episodes = _sample(source.sample, keys[0], source.pool, source.spec, task_chunk, first)
+        episodes = draw_tasks(source.sample, keys[0], source.pool, source.spec, task_chunk, first)
         return tasks(meta_params, state, episodes, task_keys(keys[1], task_chunk, first_task=first))
 
     return judge_chunk

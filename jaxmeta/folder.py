@@ -3,7 +3,7 @@
 config.json     the configuration, with what was chosen automatically
 lowerings.json  which way each convolution of a step, and of an evaluation, is computed
 metrics.jsonl   one row for each logged step and each validation
-checkpoints/    the two latest and the best
+checkpoints/    the two latest and the best, or several of the best
 curves.png, episode.png, result.json   at the end
 """
 

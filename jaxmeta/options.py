@@ -8,8 +8,10 @@ import tyro
 
 from jaxmeta.bench import LOADS
 from jaxmeta.config import Config
+from jaxmeta.data import DATASETS
 from jaxmeta.machine import Machine
 from jaxmeta.models import PRECISIONS
+from jaxmeta.protocols import PROTOCOLS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,11 +19,35 @@ class EvaluateOptions:
     """Judge a run's best checkpoint on held-out tasks."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="The run's folder.", metavar="RUN")]
+    protocol: Annotated[
+        str | None, tyro.conf.arg(help=f"Judge as a paper did; None: as in training. One of: {', '.join(PROTOCOLS)}.")
+    ] = None
     episodes: Annotated[int | None, tyro.conf.arg(help="Number of tasks; None: as in training.")] = None
     eval_inner_steps: Annotated[int | None, tyro.conf.arg(help="Inner steps; None: as in training.")] = None
     split: Annotated[str, tyro.conf.arg(help="One of: test, validation, train.")] = "test"
     latest: Annotated[bool, tyro.conf.arg(help="Judge the latest checkpoint, not the best.")] = False
+    ensemble: Annotated[
+        int | None, tyro.conf.arg(help="Average the predictions of so many of the best checkpoints; None: of one.")
+    ] = None
+    dataset: Annotated[
+        str | None,
+        tyro.conf.arg(help=f"Judge on another dataset; None: as in training. One of: {', '.join(DATASETS)}."),
+    ] = None
     data_dir: Annotated[Path | None, tyro.conf.arg(help="Where the data is now; None: as in training.")] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareOptions:
+    """Judge the best checkpoints of two runs on the same tasks, and estimate the difference between them."""
+
+    first: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="The folder of a run.", metavar="RUN")]
+    second: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="The folder of another.", metavar="RUN")]
+    protocol: Annotated[
+        str | None,
+        tyro.conf.arg(help=f"Judge both as a paper did; None: each as in training. One of: {', '.join(PROTOCOLS)}."),
+    ] = None
+    anyway: Annotated[bool, tyro.conf.arg(help="Also compare runs that are judged differently.")] = False
+    episodes: Annotated[int | None, tyro.conf.arg(help="Number of tasks; None: as in training.")] = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """A run: train into a folder, resume it, evaluate it."""
 
 import contextlib
-import dataclasses
 import json
 import signal
 import sys
@@ -16,18 +15,19 @@ from jax.sharding import Mesh
 
 from jaxmeta import checkpoint, processes
 from jaxmeta.base import Evaluation, TrainState
+from jaxmeta.candidate import Request, make_ready, own_config
 from jaxmeta.config import Config, ConfigError, to_json
 from jaxmeta.folder import open_log, read_config, refuse_existing, truncate_rows, write_atomically, write_config
+from jaxmeta.judgement import describe, judge, judged
 from jaxmeta.plan import Plan, plan_table
 from jaxmeta.planning import plan_run
+from jaxmeta.protocols import evaluation_key
 from jaxmeta.report import Reporter
 from jaxmeta.train import fit
 from jaxmeta.workspace import (
     Workspace,
     draw,
-    evaluation_key,
     find_lowering,
-    judge,
     keep_lowerings,
     make_state,
     open_workspace,
@@ -35,9 +35,6 @@ from jaxmeta.workspace import (
     trace_judgement,
     trace_step,
 )
-
-# The score of a checkpoint that was not validated, or whose validation diverged: never the best.
-NOT_VALIDATED = -1e30
 
 
 class Interrupted(Exception):
@@ -136,6 +133,9 @@ def evaluate_run(
     latest: bool = False,
     data_dir: Path | None = None,
     mesh: Mesh | None = None,
+    protocol: str | None = None,
+    ensemble: int | None = None,
+    dataset: str | None = None,
 ) -> dict[str, Any]:
     """Judge a run's best checkpoint on held-out tasks.
 
@@ -147,22 +147,24 @@ def evaluate_run(
       latest: Judge the latest checkpoint instead.
       data_dir: Where the data is now; None for the run's own.
       mesh: Devices that share the tasks; None for one.
+      protocol: A row of `PROTOCOLS`; None for the run's own.
+      ensemble: How many of the best checkpoints predict together.
+      dataset: Judge on this one, which the run was not trained on.
 
     Returns:
       The result, as `jaxmeta evaluate` prints it.
 
     Raises:
-      ConfigError: if there is no run in the folder.
+      ConfigError: if there is no run in the folder, or the protocol does not fit it.
       DataError: if the data is missing or damaged.
       CheckpointError: if no checkpoint can be read.
     """
-    config = read_config(out)
-    changes = {"eval_episodes": episodes, "eval_inner_steps": inner_steps, "data_dir": data_dir}
-    config = dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
-    workspace = open_workspace(config, mesh, find_lowering(out))
-    restored = checkpoint.restore(out / "checkpoints", state_like(workspace), best=not latest)
-    result = judge(workspace, restored.train_state, out, split=split)
-    return result | {"damaged_checkpoints": list(restored.damaged)}
+    request = Request(protocol, split, episodes, inner_steps, ensemble, dataset, data_dir, latest)
+    workspace = open_workspace(own_config(read_config(out), request), mesh, find_lowering(out))
+    ready = make_ready(workspace, out, request, mesh)
+    evaluation = judged(ready.workspace, ready.train_state, ready.protocol)
+    result = describe(ready.workspace, evaluation, ready.train_state, out, protocol=ready.protocol)
+    return result | {"damaged_checkpoints": list(ready.damaged)}
 
 
 def _first_state(out: Path, begin, config: Config, resume: bool) -> tuple[TrainState, float, list[str]]:
@@ -214,8 +216,8 @@ def _train(
 
     def save(train_state, score):
         meta = {"config": to_json(config), "seconds": time.monotonic() - began}
-        arrays = processes.fetch(train_state)
-        processes.on_first(lambda: checkpoint.save(directory, arrays, score=score, meta=meta))
+        arrays, best = processes.fetch(train_state), config.keep_best
+        processes.on_first(lambda: checkpoint.save(directory, arrays, score=score, meta=meta, keep_best=best))
 
     def validate(train_state) -> float:
         source, key = workspace.sources["validation"], evaluation_key("validation")
@@ -241,7 +243,7 @@ def _train(
         if due or step == config.steps:
             save(train_state, validate(train_state))
         elif stopping:
-            save(train_state, NOT_VALIDATED)
+            save(train_state, checkpoint.NOT_VALIDATED)
         clock["last"] = time.monotonic()
         return stopping
 
@@ -273,7 +275,7 @@ def score_of(evaluation: Evaluation, headline: str) -> float:
     """Give the score that checkpoints are compared by: larger is better."""
     mean = evaluation.metrics[headline].mean
     score = mean if headline == "accuracy" else -mean
-    return score if np.isfinite(score) else NOT_VALIDATED
+    return score if np.isfinite(score) else checkpoint.NOT_VALIDATED
 
 
 @contextlib.contextmanager

@@ -20,15 +20,15 @@ from jaxmeta.base import Evaluation, TrainState
 from jaxmeta.config import Config, ConfigError, to_json
 from jaxmeta.devices import TASKS
 from jaxmeta.folder import open_log, refuse_existing, write_atomically, write_config
+from jaxmeta.judgement import describe, examine, protocol_of, tasks_hash
 from jaxmeta.metrics import estimate
 from jaxmeta.parts import build
 from jaxmeta.population import Members, fit_population, init_population, make_population_evaluator, members
+from jaxmeta.protocols import evaluation_key
 from jaxmeta.report import Reporter
-from jaxmeta.run import NOT_VALIDATED, Interrupted, score_of, stop_on_signal, validation_row
+from jaxmeta.run import Interrupted, score_of, stop_on_signal, validation_row
 from jaxmeta.workspace import (
     Workspace,
-    describe,
-    evaluation_key,
     find_lowering,
     keep_lowerings,
     open_workspace,
@@ -143,7 +143,7 @@ def _train(workspace: Workspace, runs: Runs, evaluator, mesh, began: float) -> T
             # A run that has diverged stays where it is, and its checkpoint was written.
             if int(state.step) not in (0, *steps):
                 meta = {"config": to_json(runs.configs[place]), "seconds": time.monotonic() - began}
-                checkpoint.save(folder / "checkpoints", state, score=score, meta=meta)
+                checkpoint.save(folder / "checkpoints", state, score=score, meta=meta, keep_best=config.keep_best)
 
     def validate(states: TrainState) -> list[float]:
         key, tasks = evaluation_key("validation"), config.validation_episodes
@@ -172,7 +172,7 @@ def _train(workspace: Workspace, runs: Runs, evaluator, mesh, began: float) -> T
         if step // config.checkpoint_every > (step - length) // config.checkpoint_every or step == config.steps:
             save(states, validate(states))
         elif stopping:
-            save(states, [NOT_VALIDATED] * len(folders))
+            save(states, [checkpoint.NOT_VALIDATED] * len(folders))
         return stopping
 
     reached = {"step": 0}
@@ -210,14 +210,16 @@ def _judge(workspace: Workspace, runs: Runs, evaluator, states: TrainState) -> l
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *filled)
     key, tasks = evaluation_key("test"), workspace.config.eval_episodes
     evaluations: list[Evaluation] = evaluator(runs.everyone, stacked, workspace.sources["test"], key, tasks)
-    results = []
+    own, results = protocol_of(workspace), []
+    hashed = tasks_hash(workspace, own)
     for place, (one, folder) in enumerate(zip(runs.configs, runs.folders, strict=True)):
         chosen = best[place]
         if chosen is None:
             results.append({workspace.headline: None, "seed": one.seed, "inner_lr": one.inner_lr, "run": str(folder)})
             continue
         mine = workspace._replace(config=one)
-        result = describe(mine, evaluations[place], chosen, folder, split="test")
+        protocol = examine(mine, chosen, own)
+        result = describe(mine, evaluations[place], chosen, folder, protocol=protocol, tasks=hashed)
         write_atomically(folder / "result.json", json.dumps(result, indent=2) + "\n")
         results.append(result | {"inner_lr": one.inner_lr})
     return results

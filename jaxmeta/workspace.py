@@ -1,32 +1,31 @@
-"""What a configuration stands for, in memory: the data, the learner, and how it is judged and drawn."""
+"""What a configuration stands for, in memory: the data, the learner, and how it is drawn."""
 
 import dataclasses
 import json
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxmeta import checkpoint, plots, processes
+from jaxmeta import plots, processes
 from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.base import Evaluation, Key, TrainState
 from jaxmeta.config import Config, ConfigError
-from jaxmeta.data import Dataset, EpisodeSpec, TaskSource, check_spec, sample_classification, task_keys, task_source
+from jaxmeta.data import Dataset, EpisodeSpec, TaskSource, sample_classification, task_keys, task_source
 from jaxmeta.evaluate import judge_tasks, make_evaluator
 from jaxmeta.folder import load_lowerings, lowerings_file, read_rows, save_lowerings
 from jaxmeta.nn import Case, LoweringTable, contractions_in, lowerings_used
 from jaxmeta.nn.lowering_table import this_platform
 from jaxmeta.parts import Parts, build, load_dataset, norm_in_use
 from jaxmeta.plan import choose_task_chunk
+from jaxmeta.protocols import evaluation_key
 from jaxmeta.train import init_train_state
 
-# Every run is judged on the same tasks, whatever seed it was trained with.
-EVALUATION_SEED = 20240229
 LOWERINGS_NAME = "lowerings.json"
 
 
@@ -70,7 +69,7 @@ def open_workspace(config: Config, mesh: Mesh | None = None, lowering: str | Low
     if dataset.kind == "classification" and "classes" in options_of(ALGORITHMS[config.algorithm]):
         # Trained by classification among all classes, and judged on tasks like everybody.
         sources["train"] = sources["train"]._replace(sample=sample_classification)
-    episode = jax.eval_shape(lambda: _one_task(sources["train"]))
+    episode = jax.eval_shape(lambda: one_task(sources["train"]))
     if config.task_chunk is None:
         inputs_per_task = episode.support.inputs.size + episode.query.inputs.size
         config = dataclasses.replace(config, task_chunk=choose_task_chunk(config.tasks, inputs_per_task))
@@ -185,51 +184,8 @@ def keep_lowerings(out: Path, cases: Iterable[Case], lowering: str | LoweringTab
         save_lowerings(out / LOWERINGS_NAME, used if earlier is None else earlier.extended(used))
 
 
-def judge(workspace: Workspace, train_state: TrainState, out: Path, *, split: str) -> dict[str, Any]:
-    """Evaluate on the tasks of a split, and describe the setting beside the number."""
-    # Tasks as for the test, also of the training classes.
-    config, source = workspace.config, workspace.sources["test"]._replace(pool=workspace.sources[split].pool)
-    if workspace.dataset.kind == "classification":
-        try:
-            # The split of training was checked for the tasks of training only.
-            check_spec(source.spec, source.pool, f"split {split!r} of {config.dataset}")
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-    evaluation = workspace.evaluator(
-        train_state.meta_params, train_state.state, source, evaluation_key(split), config.eval_episodes
-    )
-    return describe(workspace, evaluation, train_state, out, split=split)
-
-
-def describe(workspace: Workspace, evaluation: Evaluation, train_state: TrainState, out: Path, *, split: str):
-    """Describe the setting beside the number."""
-    config, estimate = workspace.config, evaluation.metrics[workspace.headline]
-    described = ("dataset", "algorithm", "metagrad", "estimator", "model", "ways", "shots", "inner_steps")
-    described += ("within_alphabet",) if config.within_alphabet else ()
-    # JSON knows no infinity: a diverged adaptation is null.
-    mean, ci95 = (value if np.isfinite(value) else None for value in (estimate.mean, estimate.ci95))
-    return {
-        workspace.headline: mean,
-        "ci95": ci95,
-        "episodes": evaluation.num_tasks,
-        "split": split,
-        **{name: getattr(config, name) for name in described},
-        "eval_inner_steps": config.eval_inner_steps,
-        "queries": config.eval_queries,
-        "norm": workspace.norm,
-        "steps": checkpoint.checkpoint_steps(out / "checkpoints")[-1],
-        "checkpoint_step": int(train_state.step),
-        "seed": config.seed,
-        "run": str(out),
-    }
-
-
-def evaluation_key(split: str) -> Key:
-    """Give the key of a split's evaluation tasks."""
-    return jax.random.fold_in(jax.random.key(EVALUATION_SEED), ("train", "validation", "test").index(split))
-
-
-def _one_task(source: TaskSource, key=None):
+def one_task(source: TaskSource, key=None):
+    """Draw the first task of a source."""
     key = jax.random.key(0) if key is None else key
     return jax.tree.map(lambda leaf: leaf[0], source.sample(key, source.pool, source.spec, 1))
 
@@ -239,7 +195,7 @@ def draw(workspace: Workspace, train_state: TrainState, out: Path) -> None:
     plots.plot_curves(out / "curves.png", read_rows(out / "metrics.jsonl"), workspace.headline)
     config, learner = workspace.config, workspace.parts.learner
     key = evaluation_key("test")
-    episode = _one_task(workspace.sources["test"], key)
+    episode = one_task(workspace.sources["test"], key)
     meta_params, state = train_state.meta_params, train_state.state
 
     # Compiled as one: step by step, hundreds of small programs would be compiled.

@@ -31,6 +31,8 @@ ROOMS = [
     "train",
     "evaluate",
     "online",
+    # Values that say how a number was got; the evaluation itself knows nothing of them.
+    "protocols",
     "population",
     "config",
     "presets",
@@ -41,9 +43,13 @@ ROOMS = [
     "report",
     "folder",
     "workspace",
+    # What a result says, and a run made ready to be judged by a protocol.
+    "judgement",
+    "candidate",
     "planning",
     "run",
     "sweep",
+    "compare",
     "start",
     "options",
     "cli",

@@ -1,0 +1,83 @@
+"""Two runs judged on the same tasks: both numbers, and the difference with its own interval."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxmeta.candidate import Candidate, Request, make_ready, own_config
+from jaxmeta.checkpoint import CheckpointError
+from jaxmeta.config import ConfigError
+from jaxmeta.folder import read_config
+from jaxmeta.judgement import describe, judged
+from jaxmeta.metrics import paired_difference
+from jaxmeta.protocols import differences
+from jaxmeta.workspace import find_lowering, open_workspace
+
+
+def compare_runs(
+    first: Path,
+    second: Path,
+    *,
+    protocol: str | None = None,
+    anyway: bool = False,
+    episodes: int | None = None,
+    mesh: Mesh | None = None,
+) -> dict[str, Any]:
+    """Judge the best checkpoints of two runs on the same tasks.
+
+    Args:
+      first: The folder of a run.
+      second: That of another.
+      protocol: A row of `PROTOCOLS` for both; None for the own protocol of each.
+      anyway: Also compare what is judged differently.
+      episodes: Number of tasks; None for that of the protocol.
+      mesh: Devices that share the tasks; None for one.
+
+    Returns:
+      The two results, and the mean of `first - second` over tasks with its 95 % interval: that of the paired t
+      test. It is null if the two did not meet the same tasks, which `anyway` allows.
+
+    Raises:
+      ConfigError: if a run is missing or damaged, the protocol does not fit it, or the two are judged differently:
+        says in what.
+      DataError: if data is missing or damaged.
+    """
+    request = Request(preset=protocol, episodes=episodes)
+    both = [_ready(out, request, mesh) for out in (first, second)]
+    differing = differences(*(one.protocol for one in both))
+    if differing and not anyway:
+        listed = ", ".join(f"{name} {one} and {other}" for name, (one, other) in differing.items())
+        raise ConfigError(
+            f"{first} and {second} are judged differently ({listed}). Judge both by one --protocol, or compare them "
+            "--anyway."
+        )
+    evaluations = [judged(one.workspace, one.train_state, one.protocol) for one in both]
+    results = [
+        describe(one.workspace, evaluation, one.train_state, one.out, protocol=one.protocol)
+        for one, evaluation in zip(both, evaluations, strict=True)
+    ]
+    headline = both[0].workspace.headline
+    compared = {"metric": headline, "first": results[0], "second": results[1]}
+    mean = ci95 = None
+    if paired := results[0]["episodes_hash"] == results[1]["episodes_hash"]:
+        difference = paired_difference(*(evaluation.metrics[headline].per_task for evaluation in evaluations))
+        # JSON knows no infinity: where an adaptation diverged there is no difference.
+        mean, ci95 = (value if np.isfinite(value) else None for value in (difference.mean, difference.ci95))
+    return {
+        **compared,
+        "difference": mean,
+        "difference_ci95": ci95,
+        "paired": paired,
+        "differing": {name: list(values) for name, values in differing.items()},
+    }
+
+
+def _ready(out: Path, request: Request, mesh: Mesh | None) -> Candidate:
+    workspace = open_workspace(own_config(read_config(out), request), mesh, find_lowering(out))
+    try:
+        return make_ready(workspace, out, request, mesh)
+    except CheckpointError as error:
+        # Nothing went wrong on the way: the caller chose a run that cannot be compared.
+        raise ConfigError(str(error)) from error

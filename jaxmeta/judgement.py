@@ -1,0 +1,150 @@
+"""What a judgement says: the number, the setting that was measured, the protocol and the tasks behind it."""
+
+import dataclasses
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmeta import checkpoint
+from jaxmeta.base import Evaluation, MetaLearner, TrainState
+from jaxmeta.check import leak_test
+from jaxmeta.check.leak import TOLERANCE
+from jaxmeta.config import ConfigError
+from jaxmeta.data import EpisodeSpec, TaskSource, check_spec
+from jaxmeta.protocols import Protocol, episodes_hash, evaluation_key, fingerprint
+from jaxmeta.workspace import Workspace, one_task
+
+# What rounding in another order changes: more, where products are rounded to 10 bits or to 7.
+TOLERANCES = {"float32": TOLERANCE, "tf32": 1e-2, "bfloat16": 5e-2}
+
+
+def protocol_of(workspace: Workspace, part: str = "test") -> Protocol:
+    """Give a run's own protocol, as its configuration says."""
+    config = workspace.config
+    return Protocol(
+        dataset=config.dataset,
+        split=config.split,
+        part=part,
+        ways=config.ways,
+        shots=config.shots,
+        queries=config.eval_queries,
+        train_inner_steps=config.inner_steps,
+        eval_inner_steps=config.eval_inner_steps,
+        within_alphabet=config.within_alphabet,
+        norm=workspace.norm,
+        episodes=config.eval_episodes,
+    )
+
+
+def examine(workspace: Workspace, train_state: TrainState, protocol: Protocol) -> Protocol:
+    """Measure the setting: does a prediction see the other query images of the first task?
+
+    Args:
+      workspace: As the protocol wants it.
+      train_state: What is judged.
+      protocol: The protocol.
+
+    Returns:
+      The protocol with what the leak test found; as it was, if the predictions are no numbers.
+    """
+    key = evaluation_key(protocol.part, protocol.seed)
+    config, source = workspace.config, source_of(workspace, protocol)
+    episode = one_task(source, jax.random.split(key)[0])
+    numbers = train_state.meta_params, train_state.state, episode, key
+    leak = _leak_tester(workspace.parts.learner, config.eval_inner_steps, TOLERANCES[config.precision])(*numbers)
+    if not np.isfinite(leak.change):
+        return protocol
+    return dataclasses.replace(protocol, measured="transductive" if leak.transductive else "inductive")
+
+
+@lru_cache(maxsize=8)
+def _leak_tester(learner: MetaLearner, num_steps: int, tolerance: float):
+    # It runs once, on one task: most of its time is compilation, which takes half as long without optimisation.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    test = partial(leak_test, learner, num_steps=num_steps, tolerance=tolerance)
+    return jax.jit(test, compiler_options=options)
+
+
+def source_of(workspace: Workspace, protocol: Protocol) -> TaskSource:
+    """Give the source of a protocol's tasks.
+
+    Raises:
+      ConfigError: if the data cannot serve them.
+    """
+    # Tasks as for the test, also of the training classes, which a learner may have met in another way.
+    pool, spec = workspace.sources[protocol.part].pool, EpisodeSpec(protocol.ways, protocol.shots, protocol.queries)
+    if workspace.dataset.kind == "classification":
+        try:
+            check_spec(spec, pool, f"split {protocol.part!r} of {protocol.dataset}")
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    return workspace.sources["test"]._replace(pool=pool, spec=spec)
+
+
+def judge(workspace: Workspace, train_state: TrainState, out: Path, *, split: str) -> dict[str, Any]:
+    """Judge a run by its own protocol, on the tasks of a split, and describe the setting beside the number."""
+    protocol = examine(workspace, train_state, protocol_of(workspace, split))
+    return describe(workspace, judged(workspace, train_state, protocol), train_state, out, protocol=protocol)
+
+
+def judged(workspace: Workspace, train_state: TrainState, protocol: Protocol) -> Evaluation:
+    """Evaluate on the tasks of a protocol."""
+    source, key = source_of(workspace, protocol), evaluation_key(protocol.part, protocol.seed)
+    return workspace.evaluator(train_state.meta_params, train_state.state, source, key, protocol.episodes)
+
+
+def tasks_hash(workspace: Workspace, protocol: Protocol) -> str:
+    """Hash the tasks of a protocol."""
+    key = evaluation_key(protocol.part, protocol.seed)
+    return episodes_hash(source_of(workspace, protocol), key, protocol.episodes)
+
+
+def describe(
+    workspace: Workspace,
+    evaluation: Evaluation,
+    train_state: TrainState,
+    out: Path,
+    *,
+    protocol: Protocol,
+    tasks: str | None = None,
+) -> dict[str, Any]:
+    """Describe the setting beside the number.
+
+    Args:
+      workspace: The workspace that it was judged in.
+      evaluation: What came out.
+      train_state: What was judged.
+      out: The run's folder.
+      protocol: The protocol, examined.
+      tasks: The hash of its tasks, if it is known already.
+
+    Returns:
+      The result, as the command line prints it.
+    """
+    config, estimate = workspace.config, evaluation.metrics[workspace.headline]
+    described = ("dataset", "algorithm", "metagrad", "estimator", "model", "ways", "shots", "inner_steps")
+    described += ("within_alphabet",) if config.within_alphabet else ()
+    # JSON knows no infinity: a diverged adaptation is null.
+    mean, ci95 = (value if np.isfinite(value) else None for value in (estimate.mean, estimate.ci95))
+    return {
+        workspace.headline: mean,
+        "ci95": ci95,
+        "episodes": evaluation.num_tasks,
+        "split": protocol.part,
+        **{name: getattr(config, name) for name in described},
+        "eval_inner_steps": config.eval_inner_steps,
+        "queries": config.eval_queries,
+        "norm": workspace.norm,
+        "setting": protocol.measured,
+        "ensemble": protocol.ensemble,
+        "trained_on": protocol.trained_on or protocol.dataset,
+        "protocol": fingerprint(protocol),
+        "episodes_hash": tasks_hash(workspace, protocol) if tasks is None else tasks,
+        "steps": checkpoint.checkpoint_steps(out / "checkpoints")[-1],
+        "checkpoint_step": int(train_state.step),
+        "seed": config.seed,
+        "run": str(out),
+    }

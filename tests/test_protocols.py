@@ -1,0 +1,505 @@
+"""Protocols: what is judged alike has one fingerprint, meets the same tasks, and sees what the leak test says."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy.stats import ttest_rel
+from test_checkpoint import train_state
+
+from conftest import tiny_model
+from jaxmeta import (
+    ALGORITHMS,
+    CRITERIA,
+    DATASETS,
+    PROTOCOLS,
+    ClassPool,
+    Criterion,
+    Dataset,
+    EpisodeSpec,
+    MetaLearner,
+    Protocol,
+    checkpoint,
+    ensemble_learner,
+    episodes_hash,
+    fingerprint,
+    linear,
+    load_sinusoid,
+    make_evaluator,
+    maml,
+    options_of,
+    paired_difference,
+    protocols,
+    protonet,
+    task_source,
+)
+from jaxmeta.candidate import with_protocol
+from jaxmeta.check import leak_test
+from jaxmeta.cli import main
+from jaxmeta.config import Config, ConfigError, from_json, to_json
+from jaxmeta.judgement import protocol_of
+from jaxmeta.workspace import open_workspace
+
+OWN = Protocol("glyphs", "vinyals", "test", 5, 1, 15, 1, 3, "inductive", 1000)
+
+
+# Fingerprints and presets.
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "same"),
+    [
+        ("train_inner_steps", 9, True),
+        ("eval_inner_steps", 9, True),
+        ("trained_on", "omniglot", True),
+        ("norm", "running", True),
+        ("norm", "none", True),
+        ("measured", "inductive", True),
+        ("norm", "transductive", False),
+        ("measured", "transductive", False),
+        ("dataset", "omniglot", False),
+        ("split", "random", False),
+        ("part", "validation", False),
+        ("ways", 20, False),
+        ("shots", 5, False),
+        ("queries", 1, False),
+        ("episodes", 600, False),
+        ("ensemble", 5, False),
+        ("seed", 1, False),
+        ("checkpoint", "latest", False),
+    ],
+)
+def test_the_fingerprint_covers_the_judging_and_not_the_learner(field, value, same):
+    other = dataclasses.replace(OWN, **{field: value})
+    assert (fingerprint(other) == fingerprint(OWN)) == same
+    name = "setting" if field in ("norm", "measured") else field
+    assert set(protocols.differences(OWN, other)) == (set() if same else {name})
+
+
+def test_the_fingerprint_is_that_of_the_canonical_json():
+    """It stands beside published numbers: it may not change unnoticed."""
+    text = (
+        '{"checkpoint":"best","dataset":"glyphs","ensemble":1,"episodes":1000,"episodes_from":"sampled",'
+        '"interval":"t-95 over tasks","part":"test","queries":15,"seed":20240229,"setting":"inductive","shots":1,'
+        '"split":"vinyals","ways":5}'
+    )
+    assert fingerprint(OWN) == hashlib.sha256(text.encode()).hexdigest()[:12] == "c8cde158e6cb"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("episodes", 1, "episodes of at least 2; given 1"),
+        ("part", "tset", "part='train' or 'validation' or 'test'; given 'tset'"),
+        ("interval", "std", "interval='t-95 over tasks'; given 'std'"),
+        ("episodes_from", "lake", "episodes_from='sampled'; given 'lake'"),
+    ],
+)
+def test_a_protocol_that_nothing_can_be_judged_by_is_refused(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(OWN, **{field: value})
+
+
+PRESETS = {
+    "default": {"norm": "inductive", "queries": 15, "episodes": 1000},
+    "maml": {"norm": "transductive", "queries": 1, "episodes": 600, "eval_inner_steps": 3, "ways": 5, "shots": 1},
+    "maml-20way": {
+        "norm": "transductive",
+        "queries": 1,
+        "episodes": 600,
+        "eval_inner_steps": 5,
+        "ways": 20,
+        "shots": 1,
+    },
+    "maml++": {"norm": "transductive", "episodes": 600, "eval_inner_steps": 7, "ensemble": 5},
+    "protonet": {"norm": "inductive", "queries": 15, "episodes": 1000},
+    "reptile": {"norm": "transductive", "queries": 1, "episodes": 10000, "eval_inner_steps": 50},
+    "reptile-inductive": {"norm": "inductive", "queries": 1, "episodes": 10000, "eval_inner_steps": 50},
+}
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_preset_changes_what_the_paper_says_and_nothing_else(name):
+    own = dataclasses.replace(OWN, ways=7, shots=2, queries=4, train_inner_steps=7, norm="transductive", seed=3)
+    assert PROTOCOLS[name](own) == dataclasses.replace(own, **PRESETS[name])
+
+
+def test_a_preset_leaves_what_needs_no_change():
+    """Without statistics there is nothing to normalise; averages over training are inductive already."""
+    for norm in ("none", "running"):
+        own = dataclasses.replace(OWN, norm=norm)
+        assert PROTOCOLS["default"](own).norm == norm
+    assert PROTOCOLS["maml"](dataclasses.replace(OWN, norm="none")).setting == "inductive"
+    assert PROTOCOLS["maml"](dataclasses.replace(OWN, norm="running")).norm == "transductive"
+
+
+# The tasks and their hash.
+
+
+def test_the_hash_is_of_the_tasks_however_they_are_drawn(source, pool, monkeypatch):
+    key = jax.random.key(1)
+    whole = episodes_hash(source, key, 10)
+    monkeypatch.setattr(protocols, "_AT_ONCE", 3 * 12 * 258)
+    assert episodes_hash(source, key, 10) == whole
+    images = np.array(pool.images)
+    images[:, :, 8, 8] ^= 1
+    others = {
+        "key": episodes_hash(source, jax.random.key(2), 10),
+        "number": episodes_hash(source, key, 9),
+        "pixel": episodes_hash(source._replace(pool=ClassPool(jnp.asarray(images), source.pool.counts)), key, 10),
+        "size": episodes_hash(source._replace(spec=EpisodeSpec(3, 2, 3)), key, 10),
+    }
+    assert len({whole, *others.values()}) == 5
+    assert len(whole) == 12 and int(whole, 16) >= 0
+
+    def nudged(*arguments, **options):
+        """A product that rounds in another way, as on another machine."""
+        episodes = source.sample(*arguments, **options)
+        return jax.tree.map(lambda leaf: leaf * 1.000001 if leaf.ndim > 2 else leaf, episodes)
+
+    assert episodes_hash(source._replace(sample=nudged), key, 10) == whole
+
+
+def test_values_that_are_no_images_are_hashed_as_they_are():
+    source, key = task_source(load_sinusoid(), "test", EpisodeSpec(1, 5, 10)), jax.random.key(0)
+
+    def nudged(*arguments, **options):
+        episodes = source.sample(*arguments, **options)
+        return episodes._replace(query=episodes.query._replace(targets=episodes.query.targets + 1e-6))
+
+    assert episodes_hash(source, key, 4) == episodes_hash(source, key, 4)
+    assert episodes_hash(source, key, 4) != episodes_hash(source._replace(sample=nudged), key, 4)
+
+
+def test_two_checkpoints_meet_the_same_tasks(source):
+    """A learner that answers with sums of the images it was shown: each task has a number of its own."""
+
+    def adapt(meta_params, state, support, key, *, num_steps=None):
+        return jnp.tensordot(support.targets + 1.0, support.inputs.sum((1, 2, 3)), 1)
+
+    def predict(adapted, batch, key):
+        return adapted + batch.inputs.sum() * jnp.ones(batch.weights.shape)
+
+    learner = MetaLearner(lambda key, inputs: ({}, {}), adapt, predict, lambda *arguments: None)
+    criterion = Criterion(CRITERIA["regression"].loss, {"seen": lambda outputs, targets, weights: outputs[0]})
+    key, seen = jax.random.key(5), []
+    for meta_params, chunk in ((jnp.zeros(2), 4), (jnp.ones(2), 3)):
+        evaluator = make_evaluator(learner, criterion, task_chunk=chunk)
+        seen.append(evaluator(meta_params, {}, source, key, 10).metrics["seen"].per_task)
+    np.testing.assert_array_equal(*seen)
+    assert len(set(seen[0].tolist())) == 10
+    # And the tasks that the hash is of are these.
+    drawn = source.sample(jax.random.split(key)[0], source.pool, source.spec, 10)
+    expected = jax.vmap(lambda one: predict(adapt(None, None, one.support, None), one.query, None)[0])(drawn)
+    np.testing.assert_allclose(seen[0], expected, rtol=1e-6)
+
+
+# What a prediction sees.
+
+
+@pytest.fixture(scope="module")
+def episode(source):
+    return jax.tree.map(lambda leaf: leaf[0], source.sample(jax.random.key(3), source.pool, source.spec, 1))
+
+
+def leaks(learners, episode):
+    """Test several learners in one program; without inner steps, which see no query image."""
+
+    @jax.jit
+    def both(key):
+        found = []
+        for learner in learners:
+            meta_params, state = learner.init(key, episode.support.inputs)
+            found.append(leak_test(learner, meta_params, state, episode, key, num_steps=0))
+        return found
+
+    return both(jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_leaks_where_it_says_so_and_nowhere_else(name, episode):
+    factory = ALGORITHMS[name]
+    options = {"inner_optimizer": optax.sgd(0.1), "inner_lr": 0.1, "num_steps": 1, "ways": 3, "norm": None}
+    chosen = {option: value for option, value in options.items() if option in options_of(factory)}
+    model = tiny_model(context=name == "cavia")
+    if "norm" not in chosen:
+        (leak,) = leaks([factory(model, **chosen)], episode)
+        assert not leak.transductive, leak
+        return
+    learners = [factory(model, **{**chosen, "norm": norm}) for norm in ("inductive", "transductive")]
+    inductive, transductive = leaks(learners, episode)
+    assert not inductive.transductive and inductive.change <= 1e-5
+    assert transductive.transductive and transductive.change > 1e-3
+
+
+def test_averages_of_training_leak_nothing(episode):
+    (leak,) = leaks([protonet(tiny_model(), ways=3, norm="running")], episode)
+    assert not leak.transductive
+
+
+def secretive(spy):
+    """A learner without statistics whose outputs pass through `spy(outputs, batch)`."""
+    learner = maml(linear(3), inner_optimizer=optax.sgd(0.1), norm="inductive")
+
+    def predict(adapted, batch, key):
+        return spy(learner.predict(adapted, batch, key), batch)
+
+    return learner._replace(predict=predict)
+
+
+SPIES = {
+    "standardises its outputs": lambda outputs, batch: (outputs - outputs.mean(0)) / outputs.std(0),
+    "looks back": lambda outputs, batch: jnp.cumsum(outputs, 0),
+    "looks ahead": lambda outputs, batch: jnp.cumsum(outputs[::-1], 0)[::-1],
+    "counts": lambda outputs, batch: outputs * jnp.sqrt(outputs.shape[0]),
+    "counts by weight": lambda outputs, batch: outputs * batch.weights.sum(),
+    "knows the place": lambda outputs, batch: outputs + jnp.arange(outputs.shape[0])[:, None],
+}
+
+
+@pytest.mark.parametrize("name", SPIES)
+def test_a_learner_that_secretly_looks_at_the_others_is_told(name, episode):
+    honest, spying = leaks([secretive(lambda outputs, batch: outputs), secretive(SPIES[name])], episode)
+    assert not honest.transductive and honest.change < 1e-5
+    assert spying.transductive and spying.change > 1e-3
+
+
+def test_a_logit_of_never_hides_no_leak(episode):
+    """More outputs than classes: those without an example are -1e9, beside which all else is small."""
+    never = [
+        secretive(lambda outputs, batch, spy=spy: spy(outputs, batch).at[:, 2].set(-1e9))
+        for spy in (lambda outputs, batch: outputs, SPIES["standardises its outputs"])
+    ]
+    honest, spying = leaks(never, episode)
+    assert not honest.transductive and spying.transductive
+
+
+def test_one_query_has_no_others_and_what_is_no_number_is_not_trusted(episode):
+    alone = episode._replace(query=jax.tree.map(lambda leaf: leaf[:1], episode.query))
+    (leak,) = leaks([secretive(SPIES["standardises its outputs"])], alone)
+    assert not leak.transductive
+    (leak,) = leaks([secretive(lambda outputs, batch: outputs * jnp.nan)], episode)
+    assert leak.transductive and not np.isfinite(leak.change)
+
+
+# Differences, ensembles, checkpoints.
+
+
+def test_the_paired_difference_is_that_of_the_paired_t_test():
+    rng = np.random.default_rng(0)
+    task = rng.normal(size=40)
+    first, second = task + 0.1 * rng.normal(size=40), task + 0.1 * rng.normal(size=40) - 0.05
+    result, interval = paired_difference(first, second), ttest_rel(first, second).confidence_interval(0.95)
+    np.testing.assert_allclose((result.mean - result.ci95, result.mean + result.ci95), interval, rtol=1e-12)
+    np.testing.assert_allclose(result.per_task, first - second)
+    with pytest.raises(ValueError, match=r"given shapes \[40\] and \[39\]"):
+        paired_difference(first, second[1:])
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_an_ensemble_averages_predictions(kind, episode):
+    """Probabilities by hand; and an ensemble of one is the one."""
+    learner = maml(linear(3), inner_optimizer=optax.sgd(0.1), num_steps=2)
+    keys, inputs = jax.random.split(jax.random.key(0), 3), episode.support.inputs
+    theta, state = jax.vmap(lambda key: learner.init(key, inputs))(keys)
+    together, key = ensemble_learner(learner, kind), jax.random.key(1)
+
+    def outputs_of(learner, theta):
+        return learner.predict(learner.adapt(theta, state, episode.support, key), episode.query, key)
+
+    members = [jax.tree.map(lambda leaf, k=k: leaf[k], theta) for k in range(3)]
+    alone = np.stack([outputs_of(learner, member) for member in members])
+    weights = np.exp(alone - alone.max(-1, keepdims=True))
+    mean = (weights / weights.sum(-1, keepdims=True)).mean(0) if kind == "classification" else alone.mean(0)
+    given = outputs_of(together, theta)
+    np.testing.assert_allclose(np.exp(given) if kind == "classification" else given, mean, rtol=1e-5, atol=1e-6)
+    one = outputs_of(together, jax.tree.map(lambda leaf: leaf[:1], theta))
+    np.testing.assert_allclose(jax.nn.softmax(one), jax.nn.softmax(alone[0]), rtol=1e-5)
+
+
+def test_as_many_of_the_best_checkpoints_are_kept_as_asked(tmp_path):
+    for step, score in ((10, 0.5), (20, 0.9), (30, 0.8), (40, 0.1), (50, checkpoint.NOT_VALIDATED)):
+        checkpoint.save(tmp_path, train_state(step), score=score, meta={}, keep_best=2)
+    assert checkpoint.checkpoint_steps(tmp_path) == [20, 30, 40, 50]
+    best = checkpoint.restore_best(tmp_path, train_state(0), 2)
+    assert [one.step for one in best] == [int(one.train_state.step) for one in best] == [20, 30]
+    shutil.rmtree(tmp_path / "20" / "state")
+    assert [(one.step, one.damaged) for one in checkpoint.restore_best(tmp_path, train_state(0), 2)] == [
+        (30, (20,)),
+        (40, (20,)),
+    ]
+    with pytest.raises(checkpoint.CheckpointError, match="3 validated checkpoints were asked for.*there are 2"):
+        checkpoint.restore_best(tmp_path, train_state(0), 3)
+
+
+def test_a_run_of_an_earlier_version_kept_one():
+    values = to_json(Config())
+    del values["keep_best"]
+    assert from_json(values) == Config()
+
+
+# What does not fit.
+
+
+def toy(size, classes=12):
+    """Classes of drawings of noise, as a dataset."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, [classes, 20, size, size, 1]).astype(np.uint8)
+    pool, names = ClassPool(images, np.full(classes, 20, np.int32)), tuple(map(str, range(classes)))
+    parts = ("train", "validation", "test")
+    return Dataset(f"toy{size}", "classification", dict.fromkeys(parts, pool), dict.fromkeys(parts, names))
+
+
+@pytest.fixture
+def toys(monkeypatch):
+    monkeypatch.setitem(DATASETS, "toy28", lambda *, data_dir=None: toy(28))
+    monkeypatch.setitem(DATASETS, "toy16", lambda *, data_dir=None: toy(16))
+
+
+def test_a_protocol_says_which_number_does_not_fit(toys):
+    small = Config(dataset="toy16", model="mlp", algorithm="protonet", inner_steps=0, eval_inner_steps=0)
+    own = open_workspace(small)
+    protocol = protocol_of(own)
+    with pytest.raises(ConfigError, match="20 ways were asked for, but split 'test' of toy16 has 12 classes"):
+        with_protocol(own, PROTOCOLS["maml-20way"](protocol))
+    with pytest.raises(ConfigError, match="1 shots \\+ 99 queries were asked for"):
+        with_protocol(own, dataclasses.replace(protocol, queries=99))
+    # A learner without outputs takes any number of ways.
+    assert with_protocol(own, dataclasses.replace(protocol, ways=12)).config.ways == 12
+    assert with_protocol(own, protocol).evaluator is own.evaluator
+
+
+def test_a_protocol_may_have_its_own_episodes(source, monkeypatch):
+    """Task i is the same whatever the key: a row of a table, and a field of the protocol."""
+
+    def fixed(dataset, part, spec):
+        def sample(key, pool, spec, num_tasks, *, first_task=0):
+            return source.sample(jax.random.key(7), pool, spec, num_tasks, first_task=first_task)
+
+        return source._replace(sample=sample, spec=spec)
+
+    monkeypatch.setitem(protocols.EPISODES, "fixed", fixed)
+    own = dataclasses.replace(OWN, ways=3, shots=2, queries=2, episodes_from="fixed")
+    assert fingerprint(own) != fingerprint(dataclasses.replace(own, episodes_from="sampled"))
+    tasks = protocols.episodes_of(own, toy(16))
+    assert episodes_hash(tasks, jax.random.key(0), 5) == episodes_hash(tasks, jax.random.key(1), 5)
+
+
+# The command line.
+
+SMALL = ["--tasks", "2", "--steps", "2", "--log-every", "1", "--checkpoint-every", "1", "--validation-episodes", "2"]
+SINUSOID = ["--dataset", "sinusoid", *SMALL, "--eval-episodes", "12", "--eval-queries", "10"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three of sinusoids, the last with more shots; one of glyphs, transductive."""
+    folder = tmp_path_factory.mktemp("runs")
+    glyphs = ["--filters", "2", "--norm", "transductive", "--eval-inner-steps", "1", "--eval-episodes", "4", *SMALL]
+    commands = {
+        "one": [*SINUSOID, "--keep-best", "2"],
+        "two": [*SINUSOID, "--seed", "1"],
+        "shots": [*SINUSOID, "--shots", "7"],
+        "glyphs": ["glyphs-maml-5w1s", *glyphs, "--eval-queries", "2"],
+    }
+    for name, options in commands.items():
+        assert main(["train", *options, "--out", str(folder / name)]) == 0
+    return folder
+
+
+def told(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def refused(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.startswith("jaxmeta: ") and len(error.splitlines()) == 1
+    return error
+
+
+def test_a_result_says_how_it_was_got(runs, capsys):
+    one, two, shots, glyphs = (
+        json.loads((runs / name / "result.json").read_text()) for name in ("one", "two", "shots", "glyphs")
+    )
+    assert one["protocol"] == two["protocol"] and one["episodes_hash"] == two["episodes_hash"]
+    assert shots["protocol"] != one["protocol"] and shots["episodes_hash"] != one["episodes_hash"]
+    assert (one["norm"], one["setting"]) == ("none", "inductive")
+    assert (glyphs["norm"], glyphs["setting"], glyphs["trained_on"]) == ("transductive", "transductive", "glyphs")
+    again = told(capsys, "evaluate", runs / "glyphs")
+    assert set(again) == {*glyphs, "damaged_checkpoints"} - {"seconds"}
+    assert all(again[name] == glyphs[name] for name in ("accuracy", "ci95", "protocol", "episodes_hash", "setting"))
+
+
+def test_a_preset_on_the_command_line(runs, capsys):
+    result = told(capsys, "evaluate", runs / "glyphs", "--protocol", "default", "--episodes", "4")
+    assert (result["norm"], result["setting"], result["queries"], result["episodes"]) == ("inductive",) * 2 + (15, 4)
+    assert "has 5 outputs, and the protocol asks for 20 ways" in refused(
+        capsys, "evaluate", runs / "glyphs", "--protocol", "maml-20way"
+    )
+    assert "Did you mean 'default'?" in refused(capsys, "evaluate", runs / "glyphs", "--protocol", "defualt")
+    assert "regression, without classes" in refused(capsys, "evaluate", runs / "one", "--protocol", "maml")
+
+
+def test_another_dataset_of_the_same_size(runs, toys, capsys):
+    options = ["evaluate", runs / "glyphs", "--episodes", "4", "--dataset"]
+    result = told(capsys, *options, "toy28")
+    own = json.loads((runs / "glyphs" / "result.json").read_text())
+    assert (result["dataset"], result["trained_on"]) == ("toy28", "glyphs")
+    assert result["episodes_hash"] != own["episodes_hash"] and result["protocol"] != own["protocol"]
+    error = refused(capsys, *options, "toy16")
+    assert "toy16 has images of 16x16x1, and the run was trained on 28x28x1 (glyphs)" in error
+    assert "is regression, and the run was trained on classification" in refused(capsys, *options, "sinusoid")
+    assert "Unknown dataset 'glyhps'. Did you mean 'glyphs'?" in refused(capsys, *options, "glyhps")
+
+
+def test_an_ensemble_on_the_command_line(runs, capsys):
+    result = told(capsys, "evaluate", runs / "one", "--ensemble", "2")
+    own = json.loads((runs / "one" / "result.json").read_text())
+    assert result["ensemble"] == 2 and result["episodes_hash"] == own["episodes_hash"]
+    assert result["protocol"] != own["protocol"] and result["mse"] != own["mse"]
+    error = refused(capsys, "evaluate", runs / "two", "--ensemble", "2")
+    assert "kept the best 1 only. Ask for --ensemble 1, or train a run with --keep-best 2" in error
+    assert "leave one of them out" in refused(capsys, "evaluate", runs / "one", "--ensemble", "2", "--latest")
+    assert "--ensemble must be at least 1" in refused(capsys, "evaluate", runs / "one", "--ensemble", "0")
+
+
+def test_two_runs_are_compared_on_the_same_tasks(runs, capsys):
+    result = told(capsys, "compare", runs / "one", runs / "two")
+    first, second = result["first"], result["second"]
+    assert result["metric"] == "mse" and result["paired"] and result["differing"] == {}
+    for name, given in (("one", first), ("two", second)):
+        alone = json.loads((runs / name / "result.json").read_text())
+        assert all(given[key] == alone[key] for key in ("mse", "ci95", "protocol", "episodes_hash", "run"))
+    assert result["difference"] == pytest.approx(first["mse"] - second["mse"])
+    assert 0 < result["difference_ci95"] < first["ci95"] + second["ci95"]
+    assert told(capsys, "compare", runs / "one", runs / "two", "--episodes", "5")["first"]["episodes"] == 5
+
+
+def test_runs_that_are_judged_differently_are_refused_but_for_anyway(runs, capsys):
+    pair = runs / "one", runs / "shots"
+    assert "(shots 5 and 7)" in refused(capsys, "compare", *pair)
+    assert main(["compare", *map(str, pair), "--anyway"]) == 0
+    out, error = capsys.readouterr()
+    result = json.loads(out)
+    assert result["differing"] == {"shots": [5, 7]} and not result["paired"] and "met different tasks" in error
+    assert result["difference"] is None and result["first"]["mse"] > 0 and result["second"]["mse"] > 0
+
+
+def test_runs_that_cannot_be_compared(runs, tmp_path, capsys):
+    assert "There is no run in nowhere" in refused(capsys, "compare", runs / "one", "nowhere")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(runs / "one", damaged)
+    for state in damaged.glob("checkpoints/*/state"):
+        shutil.rmtree(state)
+    assert "are damaged" in refused(capsys, "compare", damaged, runs / "two")
+    (damaged / "config.json").write_text("{")
+    assert "config.json is damaged" in refused(capsys, "compare", damaged, runs / "two")
+    assert "--episodes must be at least 2" in refused(capsys, "compare", damaged, damaged, "--episodes", "1")
