@@ -35,9 +35,9 @@ class Conv4Body(nn.Module):
         """Embed `[examples, height, width, channels]` as `[examples, features]`, or as maps."""
         least = 2**self.halvings
         if self.downsample == "pool" and min(inputs.shape[1:3]) < least:
-            times = ("no", "one", "two", "three", "four")[self.halvings]
+            times = ("never", "once", "twice", "three times", "four times")[self.halvings]
             raise ValueError(
-                f"conv4 halves its images {times} times and needs {least}x{least} or more; given "
+                f"conv4 halves its images {times} and needs {least}x{least} or more; given "
                 f"{list(inputs.shape[1:3])}. Use larger images or downsample='stride'."
             )
         hidden = inputs
