@@ -12,11 +12,11 @@ from jaxmeta import checkpoint
 from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.base import TrainState
 from jaxmeta.config import Config, ConfigError, check_name
-from jaxmeta.data import DATASETS, Dataset
+from jaxmeta.data import DATASETS, DataError, Dataset
 from jaxmeta.evaluate import make_evaluator
 from jaxmeta.judgement import examine, protocol_of
 from jaxmeta.parts import load_dataset, norm_in_use
-from jaxmeta.protocols import PROTOCOLS, Protocol, ensemble_learner, episodes_of
+from jaxmeta.protocols import FIXED, PROTOCOLS, SAMPLED, Protocol, ensemble_learner, episodes_of
 from jaxmeta.workspace import Workspace, one_task, state_like, with_config
 
 
@@ -64,7 +64,9 @@ class Request(NamedTuple):
 
 def own_config(config: Config, request: Request) -> Config:
     """Give the configuration that a run is opened with: its data may lie elsewhere now."""
+    # The folder of fixed episodes is not that of the data that the run was trained on.
     elsewhere = request.data_dir is not None and request.dataset in (None, config.dataset)
+    elsewhere = elsewhere and request.preset not in FIXED
     return dataclasses.replace(config, data_dir=request.data_dir) if elsewhere else config
 
 
@@ -120,6 +122,8 @@ def requested(own: Protocol, config: Config, request: Request) -> Protocol:
         changes["checkpoint"] = "latest"
     if request.dataset is not None:
         check_name("dataset", request.dataset, DATASETS)
+    if request.dataset is not None and protocol.episodes_from != SAMPLED:
+        raise ConfigError(f"--protocol {request.preset} has tasks of its own: leave out --dataset {request.dataset}.")
     if request.dataset not in (None, own.dataset):
         # Only omniglot has more than one split, and its first is what the default names.
         changes |= {"dataset": request.dataset, "split": Config.split, "trained_on": own.dataset}
@@ -158,7 +162,7 @@ def with_protocol(
     )
     _check_head(own, protocol)
     dataset = own.dataset
-    if protocol.trained_on:
+    if protocol.trained_on and protocol.episodes_from == SAMPLED:
         config = dataclasses.replace(config, dataset=protocol.dataset, split=protocol.split, data_dir=data_dir)
         dataset = load_dataset(config)
         _check_images(own.dataset, dataset)
@@ -168,7 +172,9 @@ def with_protocol(
         # The dataset first: the parts are made for its kind of tasks.
         workspace = with_config(own._replace(dataset=dataset), config, mesh)
     try:
-        source = episodes_of(protocol, dataset)
+        source = episodes_of(protocol, dataset, data_dir)
+    except DataError:
+        raise
     except ValueError as error:
         raise ConfigError(f"The protocol does not fit {protocol.dataset}: {error}") from error
     if changed:

@@ -58,7 +58,12 @@ def make_evaluator(
             meta_params, state = placed.meta_params, placed.state
             source = source._replace(pool=devices.replicate(source.pool, mesh))
         keys = tuple(jax.random.split(key))
-        chunks = [judge_chunk(meta_params, state, source, keys, first) for first in range(0, num_tasks, at_once)]
+        chunks = []
+        for first in range(0, num_tasks, at_once):
+            chunk = judge_chunk(meta_params, state, source, keys, first)
+            # Programs of many devices wait for one another in the middle: on a busy CPU, several of them queued at once
+            # were seen to wait for ever, each holding the thread that another needed.
+            chunks.append(chunk if mesh is None else jax.device_get(chunk))
         return summarize(chunks, num_tasks)
 
     return evaluator

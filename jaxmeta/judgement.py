@@ -14,7 +14,7 @@ from jaxmeta.check import leak_test
 from jaxmeta.check.leak import TOLERANCE
 from jaxmeta.config import ConfigError
 from jaxmeta.data import EpisodeSpec, TaskSource, check_spec
-from jaxmeta.protocols import Protocol, episodes_hash, evaluation_key, fingerprint
+from jaxmeta.protocols import SAMPLED, Protocol, episodes_hash, evaluation_key, fingerprint
 from jaxmeta.workspace import Workspace, one_task
 
 # What rounding in another order changes: more, where products are rounded to 10 bits or to 7.
@@ -74,6 +74,8 @@ def source_of(workspace: Workspace, protocol: Protocol) -> TaskSource:
     Raises:
       ConfigError: if the data cannot serve them.
     """
+    if protocol.episodes_from != SAMPLED:
+        return workspace.sources[protocol.part]
     # Tasks as for the test, also of the training classes, which a learner may have met in another way.
     pool, spec = workspace.sources[protocol.part].pool, EpisodeSpec(protocol.ways, protocol.shots, protocol.queries)
     if workspace.dataset.kind == "classification":
@@ -135,6 +137,7 @@ def describe(
         "episodes": evaluation.num_tasks,
         "split": protocol.part,
         **{name: getattr(config, name) for name in described},
+        "dataset": protocol.dataset,
         "eval_inner_steps": config.eval_inner_steps,
         "queries": config.eval_queries,
         "norm": workspace.norm,

@@ -10,13 +10,14 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxmeta.base import Key, MetaLearner
-from jaxmeta.data import Dataset, EpisodeSpec, TaskSource, task_source
+from jaxmeta.data import DataError, Dataset, EpisodeSpec, TaskSource, challenge_source, task_source
 from jaxmeta.evaluate import draw_tasks
 
 # Every run is judged on the same tasks, whatever seed it was trained with.
@@ -24,9 +25,9 @@ EVALUATION_SEED = 20240229
 PARTS = ("train", "validation", "test")
 INTERVALS = ("t-95 over tasks",)
 CHECKPOINTS = ("best", "latest")
-# Where episodes come from: `(dataset, part, spec) -> TaskSource`. A row beside "sampled" has its own, fixed ones: its
-# source may leave the key alone and make task i of the number i.
-EPISODES: dict[str, Callable[[Dataset, str, EpisodeSpec], TaskSource]] = {"sampled": task_source}
+# Where episodes come from: drawn of the dataset's classes, or fixed ones of their own.
+SAMPLED = "sampled"
+FIXED: dict[str, Callable[[Path], TaskSource]] = {"omniglot-challenge": challenge_source}
 # Of the learner, not of the judging. The inner steps are here, since nobody who judges a learner by its predictions
 # needs to know how many gradient steps it takes, or whether any; and the normalisation, of which the judge needs to
 # know only whether a prediction sees the other queries: the setting.
@@ -54,7 +55,7 @@ class Protocol:
       ensemble: How many of the best checkpoints predict together.
       interval: What the interval is.
       seed: What the tasks are drawn from.
-      episodes_from: "sampled", or the name of fixed episodes: a row of `EPISODES`.
+      episodes_from: "sampled", or the name of fixed episodes: a row of `FIXED`.
       checkpoint: "best" by validation, or "latest".
       within_alphabet: Whether the classes of a task are of one alphabet.
       trained_on: The dataset of training; "" if it is the one that is judged. Of the learner.
@@ -86,7 +87,7 @@ class Protocol:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"A protocol needs {name} of at least {least}; given {getattr(self, name)}.")
-        known = {"part": PARTS, "interval": INTERVALS, "checkpoint": CHECKPOINTS, "episodes_from": tuple(EPISODES)}
+        known = {"part": PARTS, "interval": INTERVALS, "checkpoint": CHECKPOINTS, "episodes_from": (SAMPLED, *FIXED)}
         for name, values in known.items():
             if getattr(self, name) not in values:
                 listed = " or ".join(map(repr, values))
@@ -147,14 +148,27 @@ def evaluation_key(part: str, seed: int = EVALUATION_SEED) -> Key:
     return jax.random.fold_in(jax.random.key(seed), PARTS.index(part))
 
 
-def episodes_of(protocol: Protocol, dataset: Dataset) -> TaskSource:
+def episodes_of(protocol: Protocol, dataset: Dataset, data_dir: Path | None = None) -> TaskSource:
     """Make the source of a protocol's tasks.
+
+    Args:
+      protocol: The protocol.
+      dataset: What tasks are drawn of.
+      data_dir: Where fixed episodes are.
+
+    Returns:
+      A `TaskSource`.
 
     Raises:
       ValueError: if the data cannot serve them; says which number does not fit.
+      DataError: if fixed episodes are missing or damaged.
     """
-    spec = EpisodeSpec(protocol.ways, protocol.shots, protocol.queries)
-    return EPISODES[protocol.episodes_from](dataset, protocol.part, spec)
+    if protocol.episodes_from == SAMPLED:
+        spec = EpisodeSpec(protocol.ways, protocol.shots, protocol.queries)
+        return task_source(dataset, protocol.part, spec, within_group=protocol.within_alphabet)
+    if data_dir is None:
+        raise DataError(f"The tasks of {protocol.episodes_from} are not downloaded: give their folder by --data-dir.")
+    return FIXED[protocol.episodes_from](data_dir)
 
 
 def episodes_hash(source: TaskSource, key: Key, num_tasks: int) -> str:
@@ -260,6 +274,12 @@ def _maml_plus_plus(own: Protocol) -> Protocol:
     return dataclasses.replace(change(own), eval_inner_steps=own.train_inner_steps)
 
 
+def _challenge(own: Protocol) -> Protocol:
+    fixed = {"dataset": "omniglot-challenge", "split": "official", "part": "test", "trained_on": own.dataset}
+    size = {"ways": 20, "shots": 1, "queries": 1, "episodes": 20, "within_alphabet": True}
+    return dataclasses.replace(own, **fixed, **size, episodes_from="omniglot-challenge", ensemble=1)
+
+
 # How the papers judge, by name. What a preset does not say (the dataset above all) stays as the run has it.
 PROTOCOLS: dict[str, Callable[[Protocol], Protocol]] = {
     # This library's own: nothing is seen of the other queries, and many of them make a sharp value of each task.
@@ -276,4 +296,6 @@ PROTOCOLS: dict[str, Callable[[Protocol], Protocol]] = {
     # Nichol et al. 2018, arXiv 1803.02999: both forms, 10000 tasks in the authors' code.
     "reptile": _preset(norm="transductive", queries=1, eval_inner_steps=50, episodes=10000, ensemble=1),
     "reptile-inductive": _preset(norm="inductive", queries=1, eval_inner_steps=50, episodes=10000, ensemble=1),
+    # Lake et al. 2015, Science 350(6266): the 20 official runs. Error is 1 - accuracy; people err on 4.5 %.
+    "omniglot-challenge": _challenge,
 }

@@ -43,6 +43,7 @@ from jaxmeta.candidate import with_protocol
 from jaxmeta.check import leak_test
 from jaxmeta.cli import main
 from jaxmeta.config import Config, ConfigError, from_json, to_json
+from jaxmeta.data import DataError
 from jaxmeta.judgement import protocol_of
 from jaxmeta.workspace import open_workspace
 
@@ -375,19 +376,21 @@ def test_a_protocol_says_which_number_does_not_fit(toys):
     assert with_protocol(own, protocol).evaluator is own.evaluator
 
 
-def test_a_protocol_may_have_its_own_episodes(source, monkeypatch):
+def test_a_protocol_may_have_its_own_episodes(source, monkeypatch, tmp_path):
     """Task i is the same whatever the key: a row of a table, and a field of the protocol."""
 
-    def fixed(dataset, part, spec):
+    def fixed(data_dir):
         def sample(key, pool, spec, num_tasks, *, first_task=0):
             return source.sample(jax.random.key(7), pool, spec, num_tasks, first_task=first_task)
 
-        return source._replace(sample=sample, spec=spec)
+        return source._replace(sample=sample)
 
-    monkeypatch.setitem(protocols.EPISODES, "fixed", fixed)
+    monkeypatch.setitem(protocols.FIXED, "fixed", fixed)
     own = dataclasses.replace(OWN, ways=3, shots=2, queries=2, episodes_from="fixed")
     assert fingerprint(own) != fingerprint(dataclasses.replace(own, episodes_from="sampled"))
-    tasks = protocols.episodes_of(own, toy(16))
+    with pytest.raises(DataError, match="give their folder by --data-dir"):
+        protocols.episodes_of(own, toy(16))
+    tasks = protocols.episodes_of(own, toy(16), tmp_path)
     assert episodes_hash(tasks, jax.random.key(0), 5) == episodes_hash(tasks, jax.random.key(1), 5)
 
 

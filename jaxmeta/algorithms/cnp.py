@@ -12,7 +12,7 @@ Neural Processes", 2018, arXiv 1807.01613.
 """
 
 from collections.abc import Callable
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -105,8 +105,8 @@ def _regressor(ways: int, width: int) -> Head:
         together = support._replace(inputs=encode(head, support), targets=jnp.zeros(support.weights.shape, jnp.int32))
         return class_means(together, 1)[0]
 
-    def score(head, fitted, features):
-        mean, spread = jnp.split(decode(head, fitted, features), 2, -1)
+    def score(head, fitted, features) -> Any:
+        mean, spread = jnp.split(jnp.asarray(decode(head, fitted, features)), 2, -1)
         return mean, 0.1 + 0.9 * jax.nn.softplus(spread)
 
     return Head(init, fit, score)
@@ -121,7 +121,7 @@ def _classifier(ways: int, width: int) -> Head:
 
     def score(head, fitted, features):
         representations, present = fitted
-        return jnp.where(present, decode(head, representations, features), NEVER)
+        return jnp.where(present, jnp.asarray(decode(head, representations, features)), NEVER)
 
     return Head(init, fit, score)
 

@@ -62,7 +62,7 @@ def in_context(
 
     def score(head, fitted, features):
         (examples, labels, weights), present = fitted
-        outputs = network.apply({"params": head}, examples, labels, weights, features)
+        outputs = jnp.asarray(network.apply({"params": head}, examples, labels, weights, features))
         return jnp.where(present, outputs, NEVER)
 
     return embedding_learner(model, Head(init, fit, score), **options)
