@@ -40,7 +40,7 @@ def results_table() -> str:
             task = f"{row['shots']} points"
         data = row["dataset"] + (f" ({row['class_split']})" if row.get("class_split") else "")
         lines.append(
-            f"| {data} | {task} | {row['algorithm']}, {row['metagrad']} | {row['norm']} | "
+            f"| {data} | {task} | {', '.join(filter(None, (row['algorithm'], row['metagrad'])))} | {row['norm']} | "
             f"{row['inner_steps']} ({row['eval_inner_steps']}) | {row['steps']} | {value} | {paper} | "
             f"{row['minutes']:.1f} | {row['hardware']} |"
         )

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxmeta import checkpoint
+from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.base import Evaluation, MetaLearner, TrainState
 from jaxmeta.check import leak_test
 from jaxmeta.check.leak import TOLERANCE
@@ -138,6 +139,7 @@ def describe(
         "split": protocol.part,
         **{name: getattr(config, name) for name in described},
         "dataset": protocol.dataset,
+        "metagrad": config.metagrad if "metagrad" in options_of(ALGORITHMS[config.algorithm]) else None,
         "eval_inner_steps": config.eval_inner_steps,
         "queries": config.eval_queries,
         "norm": workspace.norm,

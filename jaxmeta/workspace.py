@@ -196,13 +196,16 @@ def draw(workspace: Workspace, train_state: TrainState, out: Path) -> None:
     config, learner = workspace.config, workspace.parts.learner
     key = evaluation_key("test")
     episode = one_task(workspace.sources["test"], key)
-    meta_params, state = train_state.meta_params, train_state.state
 
-    # Compiled as one: step by step, hundreds of small programs would be compiled.
+    # Compiled as one: step by step, hundreds of small programs would be compiled. Of arguments, not of constants, which
+    # the compiler would compute with.
     @partial(jax.jit, static_argnums=0)
-    def predict(num_steps, batch):
-        adapted = learner.adapt(meta_params, state, episode.support, key, num_steps=num_steps)
+    def predicted(num_steps, meta_params, state, support, batch):
+        adapted = learner.adapt(meta_params, state, support, key, num_steps=num_steps)
         return learner.predict(adapted, batch, key)
+
+    def predict(num_steps, batch):
+        return predicted(num_steps, train_state.meta_params, train_state.state, episode.support, batch)
 
     steps = config.eval_inner_steps
     title = f"{config.dataset}, {config.algorithm}, {config.shots}-shot, {_steps(steps)}, one test task"
