@@ -1,0 +1,230 @@
+"""Heads in closed form against NumPy and scikit-learn, heads that are networks, and what all heads must not do."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.test_util import check_grads
+
+from jaxmeta import (
+    CRITERIA,
+    EpisodeSpec,
+    cnp,
+    cnp_distribution,
+    example_batch,
+    from_function,
+    in_context,
+    load_sinusoid,
+    maml,
+    metaoptnet,
+    metaoptnet_ridge,
+    mlp,
+    protonet,
+    r2d2,
+    ridge_weights,
+    svm_weights,
+    task_source,
+)
+
+REGRESSION = CRITERIA["regression"]
+
+
+def identity():
+    """A model whose features are its inputs."""
+    return from_function(lambda key, inputs: {}, lambda params, inputs: inputs)
+
+
+def ridge_problem(examples, features):
+    rng = np.random.default_rng(examples)
+    return rng.normal(size=(examples, features)), rng.normal(size=(examples, 2)), rng.uniform(0.2, 2.0, examples)
+
+
+@pytest.mark.parametrize(("examples", "features"), [(4, 7), (7, 4)])
+def test_ridge_is_the_solution_of_the_normal_equations(x64, examples, features):
+    x, y, weights = ridge_problem(examples, features)
+    padding = np.where(np.arange(examples) < 2, 0.0, 1.0)
+    for one in (np.ones(examples), weights, padding):
+        expected = np.linalg.solve(x.T @ (one[:, None] * x) + 0.3 * np.eye(features), x.T @ (one[:, None] * y))
+        np.testing.assert_allclose(ridge_weights(*map(jnp.asarray, (x, y, one)), 0.3), expected, rtol=1e-10, atol=1e-12)
+    check_grads(lambda x, strength: ridge_weights(x, y, weights, strength), (jnp.asarray(x), 0.3), 1, modes=["rev"])
+
+
+def svm_problem():
+    """Three classes that overlap, so that examples are on the margin, within it and beyond it."""
+    rng = np.random.default_rng(1)
+    targets = np.arange(9) % 3
+    return rng.normal(size=(3, 12))[targets] + 1.5 * rng.normal(size=(9, 12)), targets
+
+
+@jax.jit
+def svm(features, targets):
+    return svm_weights(example_batch(features, targets), 3, 0.1)
+
+
+def test_svm_is_that_of_scikit_learn_and_meets_its_conditions(x64):
+    from sklearn.svm import LinearSVC
+
+    features, targets = svm_problem()
+    solution = np.asarray(svm(features, targets))
+    reference = LinearSVC(multi_class="crammer_singer", C=0.1, fit_intercept=False, tol=1e-10, max_iter=10**6)
+    reference.fit(features, targets)
+    np.testing.assert_allclose(solution.T, reference.coef_, atol=1e-6)
+    others = np.random.default_rng(2).normal(size=(40, 12))
+    assert (np.argmax(others @ solution, 1) == reference.predict(others)).all()
+    # Conditions of Karush, Kuhn and Tucker, for the alpha that give these w_k.
+    alpha = np.linalg.lstsq(features.T, solution, rcond=None)[0]
+    bounds = 0.1 * np.eye(3)[targets]
+    gradient = features @ solution - np.eye(3)[targets]
+    duals = gradient.max(1, keepdims=True) - gradient
+    np.testing.assert_allclose(features.T @ alpha, solution, atol=1e-8)
+    np.testing.assert_allclose(alpha.sum(1), 0, atol=1e-8)
+    assert (alpha < bounds + 1e-8).all()
+    np.testing.assert_allclose(duals * (bounds - alpha), 0, atol=1e-8)
+    # Of every kind: at the bound, within, and without any part.
+    at_bound = alpha[np.arange(9), targets]
+    assert (at_bound > 0.1 - 1e-8).any() and ((at_bound > 1e-6) & (at_bound < 0.1 - 1e-6)).any()
+
+
+def test_svm_gradient_is_that_of_finite_differences(x64):
+    features, targets = svm_problem()
+    rng = np.random.default_rng(3)
+    cotangent, direction = rng.normal(size=(12, 3)), rng.normal(size=features.shape)
+    gradient = jax.jit(jax.grad(lambda features: jnp.sum(svm(features, targets) * cotangent)))(jnp.asarray(features))
+    plus, minus = svm(features + 1e-6 * direction, targets), svm(features - 1e-6 * direction, targets)
+    difference = np.sum((plus - minus) * cotangent) / 2e-6
+    np.testing.assert_allclose(np.sum(gradient * direction), difference, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+def test_svm_in_float32_over_tasks(x64, shots):
+    """What training does, vmap and grad in float32, against the same in float64; the features are of a ReLU."""
+    targets = jnp.arange(5 * shots) % 5
+    rng = np.random.default_rng(4)
+    features = np.maximum(rng.normal(size=(2, 5, 16))[:, targets] + rng.normal(size=(2, 5 * shots, 16)), 0)
+    cotangent = rng.normal(size=(16, 5))
+
+    @jax.jit
+    @jax.vmap
+    def gradient(features):
+        def loss(features):
+            return jnp.sum(svm_weights(example_batch(features, targets), 5, 0.1) * cotangent.astype(features.dtype))
+
+        return jax.grad(loss)(features)
+
+    single, double = gradient(features.astype(np.float32)), gradient(features)
+    assert single.dtype == jnp.float32
+    error = np.linalg.norm(single - double, axis=(1, 2)) / np.linalg.norm(double, axis=(1, 2))
+    assert (error < 5e-3).all(), error
+
+
+# Four ways, of which the tasks below have three.
+CLASSIFIERS = {
+    "protonet": lambda: protonet(identity(), ways=4),
+    "r2d2": lambda: r2d2(identity(), ways=4),
+    "metaoptnet": lambda: metaoptnet(identity(), ways=4),
+    "metaoptnet-ridge": lambda: metaoptnet_ridge(identity(), ways=4),
+    "in-context": lambda: in_context(identity(), ways=4, width=8, layers=2, heads=2),
+    "cnp": lambda: cnp(identity(), ways=4, width=8),
+}
+REGRESSORS = {
+    "maml": lambda model: maml(model, inner_optimizer=optax.sgd(0.01), criterion=REGRESSION),
+    "r2d2": lambda model: r2d2(model, ways=1, criterion=REGRESSION),
+    "in-context": lambda model: in_context(model, ways=1, width=16, layers=2, criterion=REGRESSION),
+    "cnp": lambda model: cnp(model, ways=1, width=32, criterion=REGRESSION),
+}
+
+
+def unpadded(batch, size):
+    return jax.tree.map(lambda leaf: leaf[:size], batch)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_what_no_head_may_look_at(name):
+    """Neither padding, nor the order of the support set, nor other queries; and no class without an example."""
+    learner, key = CLASSIFIERS[name](), jax.random.key(0)
+    rng = np.random.default_rng(5)
+    inputs = jnp.asarray(rng.normal(size=(8, 5)), jnp.float32)
+    support = example_batch(inputs, jnp.array([0, 1, 3, 0, 1, 3, 2, 2]))._replace(weights=1.0 * (jnp.arange(8) < 6))
+    query = example_batch(jnp.asarray(rng.normal(size=(4, 5)), jnp.float32), jnp.zeros(4, jnp.int32))
+    params, state = learner.init(key, inputs)
+
+    @jax.jit
+    def predict(support, query):
+        return learner.predict(learner.adapt(params, state, support, key), query, key)
+
+    outputs = predict(support, query)
+    assert np.isfinite(outputs).all() and outputs.shape == (4, 4)
+    assert (outputs[:, 2] < outputs.min(1, initial=np.inf, where=jnp.arange(4) != 2) - 1e6).all()
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(predict(unpadded(support, 6), query), outputs, **close)
+    other_padding = support._replace(inputs=inputs.at[6:].multiply(20.0), targets=support.targets.at[6:].set(0))
+    np.testing.assert_allclose(predict(other_padding, query), outputs, **close)
+    order = jnp.array([4, 0, 7, 5, 2, 6, 1, 3])
+    np.testing.assert_allclose(predict(jax.tree.map(lambda leaf: leaf[order], support), query), outputs, **close)
+    others = query._replace(inputs=query.inputs.at[1:].multiply(-5.0))
+    np.testing.assert_allclose(predict(support, others)[0], outputs[0], **close)
+    # The support set does count.
+    assert np.abs(predict(support._replace(inputs=inputs[::-1]), query) - outputs).max() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def sinusoids():
+    source = task_source(load_sinusoid(), "train", EpisodeSpec(1, 5, 10))
+    return source.sample(jax.random.key(0), source.pool, source.spec, 8)
+
+
+@pytest.mark.parametrize("name", REGRESSORS)
+def test_regressors_learn_sinusoids(name, sinusoids):
+    learner, key, optimizer = REGRESSORS[name](mlp(1)), jax.random.key(0), optax.adam(3e-3)
+    params, state = learner.init(key, sinusoids.support.inputs[0])
+
+    def mean_loss(params):
+        losses, (_, metrics) = jax.vmap(lambda episode: learner.loss(params, state, episode, key, 0))(sinusoids)
+        return losses.mean(), metrics["mse"].mean()
+
+    def step(carry, _):
+        params, opt_state = carry
+        values, grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return (optax.apply_updates(params, updates), opt_state), values
+
+    (_, (losses, errors)) = jax.jit(lambda carry: jax.lax.scan(step, carry, None, 80))((params, optimizer.init(params)))
+    assert np.isfinite(losses).all()
+    assert losses[-10:].mean() < losses[:10].mean() and errors[-10:].mean() < 0.9 * errors[:10].mean()
+
+
+def test_cnp_loss_is_the_likelihood_of_what_it_predicts(sinusoids):
+    """Padding in both sets counts for nothing."""
+    options = {"ways": 1, "width": 8, "criterion": REGRESSION}
+    learner, distribution = cnp(mlp(1), **options), cnp_distribution(mlp(1), **options)
+    episode, key = jax.tree.map(lambda leaf: leaf[0], sinusoids), jax.random.key(1)
+    params, state = learner.init(key, episode.support.inputs)
+    support = episode.support._replace(weights=jnp.array([1.0, 1.0, 1.0, 0.0, 0.0]))
+    query = episode.query._replace(weights=1.0 * (jnp.arange(10) < 7))
+    mean, deviation = distribution(learner.adapt(params, state, unpadded(support, 3), key), query, key)
+    adapted = learner.adapt(params, state, support, key)
+    np.testing.assert_allclose(learner.predict(adapted, query, key), mean, rtol=1e-5, atol=1e-6)
+    scaled = (query.targets - mean) / deviation
+    densities = -0.5 * scaled**2 - jnp.log(deviation) - 0.5 * np.log(2 * np.pi)
+    loss, (_, metrics) = learner.loss(params, state, episode._replace(support=support, query=query), key, 0)
+    np.testing.assert_allclose(loss, -densities[:7].mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["mse"], jnp.square(query.targets - mean)[:7].mean(), rtol=1e-5)
+    assert (deviation > 0.1).all()
+
+
+def test_refusals(monkeypatch):
+    for factory in (metaoptnet, metaoptnet_ridge):
+        with pytest.raises(ValueError, match="cannot regress. Use maml"):
+            factory(identity(), ways=1, criterion=REGRESSION)
+        with pytest.raises(ValueError, match="positive regularization .* given 0"):
+            factory(identity(), ways=3, regularization=0.0)
+    with pytest.raises(ValueError, match="heads that divide the width 10; given 4"):
+        in_context(identity(), ways=3, width=10)
+    with pytest.raises(ValueError, match="given 'batch'"):
+        cnp(identity(), ways=3, norm="batch")
+    monkeypatch.setitem(sys.modules, "qpax", None)
+    with pytest.raises(ImportError, match="pip install qpax"):
+        metaoptnet(identity(), ways=3)
