@@ -25,8 +25,8 @@ PAGES = (REPO / "README.md", REPO / "experiments" / "README.md")
 
 def results_table() -> str:
     lines = [
-        "| data | task | algorithm, strategy | norm | inner steps (test) | outer steps | result | paper | min | on |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| data | task | algorithm, strategy | norm | inner steps (test) | outer steps | result | paper | min | on | protocol |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in map(json.loads, RESULTS.read_text().splitlines()):
         if "accuracy" in row:
@@ -38,11 +38,13 @@ def results_table() -> str:
             value = f"mse {row['mse']:.2f} +- {row['ci95']:.2f}"
             paper = f"{row['paper']:.2f}" if row.get("paper") else "-"
             task = f"{row['shots']} points"
+        # What has no inner loop has no strategy either.
+        steps = f"{row['inner_steps']} ({row['eval_inner_steps']})" if row["metagrad"] or row["inner_steps"] else "-"
         data = row["dataset"] + (f" ({row['class_split']})" if row.get("class_split") else "")
         lines.append(
             f"| {data} | {task} | {', '.join(filter(None, (row['algorithm'], row['metagrad'])))} | {row['norm']} | "
-            f"{row['inner_steps']} ({row['eval_inner_steps']}) | {row['steps']} | {value} | {paper} | "
-            f"{row['minutes']:.1f} | {row['hardware']} |"
+            f"{steps} | {row['steps']} | {value} | {paper} | "
+            f"{row['minutes']:.1f} | {row['hardware']} | {row.get('protocol', '-')} |"
         )
     return "\n".join(lines)
 

@@ -56,7 +56,7 @@ def examine(workspace: Workspace, train_state: TrainState, protocol: Protocol) -
     episode = one_task(source, jax.random.split(key)[0])
     numbers = train_state.meta_params, train_state.state, episode, key
     leak = _leak_tester(workspace.parts.learner, config.eval_inner_steps, TOLERANCES[config.precision])(*numbers)
-    if not np.isfinite(leak.change):
+    if np.isnan(leak.change):
         return protocol
     return dataclasses.replace(protocol, measured="transductive" if leak.transductive else "inductive")
 

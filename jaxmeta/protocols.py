@@ -226,7 +226,7 @@ def ensemble_learner(learner: MetaLearner, kind: str) -> MetaLearner:
       ValueError: for another kind.
 
     Example:
-      >>> import optax
+      >>> import jax.numpy as jnp, optax
       >>> from jaxmeta import linear, maml
       >>> learner = maml(linear(3), inner_optimizer=optax.sgd(0.1))
       >>> keys, inputs = jax.random.split(jax.random.key(0), 4), jnp.ones([2, 8])

@@ -19,7 +19,7 @@ from jaxmeta.checkpoint import checkpoint_steps
 from jaxmeta.cli import main
 from jaxmeta.config import Config, check_config, to_json
 from jaxmeta.machine import Machine
-from jaxmeta.options import RunOptions, SweepOptions
+from jaxmeta.options import CompareOptions, EvaluateOptions, RunOptions, SweepOptions
 from jaxmeta.presets import DEFAULT_PRESETS, PRESETS
 
 SINUSOID = ["--dataset", "sinusoid", "--tasks", "4", "--log-every", "5", "--checkpoint-every", "5"]
@@ -28,7 +28,7 @@ OPTIONS = (
     "dataset algorithm metagrad ways shots queries inner-steps eval-inner-steps inner-lr outer-lr tasks steps seed"
 )
 OPTIONS += " norm data-dir out resume devices model-devices coordinator num-processes process-id seeds inner-lrs"
-OPTIONS += " plan memory-mib precision split within-alphabet"
+OPTIONS += " plan memory-mib precision split within-alphabet keep-best"
 
 
 def command(*arguments, **options):
@@ -79,6 +79,7 @@ def test_train_leaves_a_whole_run_folder(tmp_path, capsys):
     result = last_json(capsys.readouterr().out)
     assert result["episodes"] == 20 and result["run"] == str(run) and result["norm"] == "none"
     assert {"mse", "ci95", "ways", "shots", "dataset", "algorithm", "metagrad", "norm", "steps"} <= set(result)
+    assert result["setting"] == "inductive" and len(result["protocol"]) == len(result["episodes_hash"]) == 12
     assert json.loads((run / "result.json").read_text()) == result
     for name in ("config.json", "curves.png", "episode.png"):
         assert (run / name).stat().st_size > 0
@@ -284,6 +285,8 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, capsys):
         (["train", "--resume", "--out", "nowhere"], "There is no run in nowhere"),
         (["evaluate", "nowhere"], "There is no run in nowhere"),
         (["evaluate"], "RUN"),
+        (["compare", "nowhere", "nowhere"], "There is no run in nowhere"),
+        (["compare", "nowhere"], "RUN"),
         (["list", "datasets"], "takes no options"),
     ],
 )
@@ -362,7 +365,11 @@ def test_help_explains_every_option_with_its_default():
     assert words.count("(default:") == sum(
         map(len, map(dataclasses.fields, (Config, RunOptions, Machine, SweepOptions)))
     )
-    assert "--episodes" in command("evaluate", "--help").stdout
+    for options, name in ((EvaluateOptions, "evaluate"), (CompareOptions, "compare")):
+        words = " ".join(command(name, "--help").stdout.replace("│", " ").split())
+        fields = [field for field in dataclasses.fields(options) if field.default is not dataclasses.MISSING]
+        assert words.count("(default:") == len(fields) and words.count("RUN") > 0
+        assert all(f"--{field.name.replace('_', '-')}" in words for field in fields)
 
 
 def test_list_names_every_row():

@@ -16,8 +16,8 @@ class Leak(NamedTuple):
 
     Attributes:
       transductive: Whether the outputs for one query image depend on the others.
-      change: The largest change of its outputs, relative to their scale. Where it is not finite the outputs
-        are not, and nothing can be said.
+      change: The largest change of its outputs, relative to their scale; not a number where the outputs are
+        none, of which nothing can be said.
     """
 
     transductive: bool | jax.Array
@@ -93,7 +93,9 @@ def leak_test(
     reference = outputs[0, kept]
     changed = jnp.concatenate([outputs[jnp.arange(1, len(variants)), where[1:]], alone[None]])
     change = jnp.max(jnp.abs(changed - reference)) / _scale(outputs[0], query.weights)
-    # What is not a number is no proof that nothing leaks.
+    # Of outputs that are no numbers nothing can be said; those that become so with the others do depend on them.
+    change = jnp.where(jnp.isfinite(change), change, jnp.inf)
+    change = jnp.where(jnp.isfinite(reference).all(), change, jnp.nan)
     return Leak(~(change <= tolerance), change)
 
 
