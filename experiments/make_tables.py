@@ -25,7 +25,8 @@ PAGES = (REPO / "README.md", REPO / "experiments" / "README.md")
 
 def results_table() -> str:
     lines = [
-        "| data | task | algorithm, strategy | norm | inner steps (test) | outer steps | result | paper | min | on | protocol |",
+        "| data | task | algorithm, strategy | norm | inner steps (test) | outer steps | result | paper | min | on "
+        "| protocol |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in map(json.loads, RESULTS.read_text().splitlines()):
