@@ -12,7 +12,7 @@ Neural Processes", 2018, arXiv 1807.01613.
 """
 
 from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxmeta.algorithms.adapted import regresses, values_of
 from jaxmeta.algorithms.embedding import NEVER, Head, class_means, embedding_learner
 from jaxmeta.algorithms.options import HeadOptions
-from jaxmeta.base import MetaLearner, Model
+from jaxmeta.base import MetaLearner, Model, PyTree
 from jaxmeta.losses import weighted_mean
 from jaxmeta.models.cnp import ConditionalNeuralProcess
 
@@ -105,8 +105,8 @@ def _regressor(ways: int, width: int) -> Head:
         together = support._replace(inputs=encode(head, support), targets=jnp.zeros(support.weights.shape, jnp.int32))
         return class_means(together, 1)[0]
 
-    def score(head, fitted, features) -> Any:
-        mean, spread = jnp.split(jnp.asarray(decode(head, fitted, features)), 2, -1)
+    def score(head, fitted, features) -> PyTree:
+        mean, spread = jnp.split(decode(head, fitted, features), 2, -1)
         return mean, 0.1 + 0.9 * jax.nn.softplus(spread)
 
     return Head(init, fit, score)
@@ -121,7 +121,7 @@ def _classifier(ways: int, width: int) -> Head:
 
     def score(head, fitted, features):
         representations, present = fitted
-        return jnp.where(present, jnp.asarray(decode(head, representations, features)), NEVER)
+        return jnp.where(present, decode(head, representations, features), NEVER)
 
     return Head(init, fit, score)
 
@@ -137,11 +137,11 @@ def _network(labels: int, outputs: int, slots: int, width: int):
         zeros = jnp.zeros([features.shape[0], slots * width])
         return network.init(key, beside(features, zeros[:, :labels]), beside(features, zeros))["params"]
 
-    def encode(head, support):
+    def encode(head, support) -> PyTree:
         labelled = beside(support.inputs, values_of(support, labels))
         return network.apply({"params": head}, labelled, method="encode")
 
-    def decode(head, representations, features):
+    def decode(head, representations, features) -> PyTree:
         same = jnp.broadcast_to(representations.ravel(), [features.shape[0], slots * width])
         return network.apply({"params": head}, beside(features, same), method="decode")
 

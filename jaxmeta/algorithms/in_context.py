@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxmeta.algorithms.adapted import present_classes, values_of
 from jaxmeta.algorithms.embedding import NEVER, Head, embedding_learner
 from jaxmeta.algorithms.options import HeadOptions
-from jaxmeta.base import MetaLearner, Model
+from jaxmeta.base import MetaLearner, Model, PyTree
 from jaxmeta.models.in_context import InContextTransformer
 
 
@@ -60,9 +60,11 @@ def in_context(
     def fit(_, support):
         return support._replace(targets=values_of(support, ways)), present_classes(support, ways)
 
+    def answer(head, support, queries) -> PyTree:
+        return network.apply({"params": head}, *support, queries)
+
     def score(head, fitted, features):
-        (examples, labels, weights), present = fitted
-        outputs = jnp.asarray(network.apply({"params": head}, examples, labels, weights, features))
-        return jnp.where(present, outputs, NEVER)
+        support, present = fitted
+        return jnp.where(present, answer(head, support, features), NEVER)
 
     return embedding_learner(model, Head(init, fit, score), **options)

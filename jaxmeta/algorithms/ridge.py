@@ -37,7 +37,7 @@ def ridge_weights(inputs: jax.Array, targets: jax.Array, weights: jax.Array, str
     Example:
       >>> import jax.numpy as jnp
       >>> x = jnp.array([[1.0], [2.0]])
-      >>> ridge_weights(x, 3 * x, jnp.ones(2), 1.0).tolist()  # 15 / (5 + 1)
+      >>> ridge_weights(x, 3 * x, jnp.ones(2), 1.0).round(3).tolist()  # 15 / (5 + 1)
       [[2.5]]
 
     Source: Bertinetto, Henriques, Torr and Vedaldi, 2019, arXiv 1805.08136.
