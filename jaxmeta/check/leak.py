@@ -58,12 +58,13 @@ def leak_test(
     Example:
       >>> import jax, jax.numpy as jnp, optax
       >>> from jaxmeta import Episode, conv4, example_batch, maml
-      >>> images = jax.random.uniform(jax.random.key(0), [4, 28, 28, 1])
+      >>> images = jax.random.uniform(jax.random.key(0), [4, 16, 16, 1])
       >>> batch = example_batch(images, jnp.arange(4))
       >>> for norm in ("transductive", "inductive"):
       ...     learner = maml(conv4(4, filters=4), inner_optimizer=optax.sgd(0.1), norm=norm)
-      ...     theta, state = learner.init(jax.random.key(1), images)
-      ...     leak = leak_test(learner, theta, state, Episode(batch, batch), jax.random.key(2))
+      ...     theta, state = jax.jit(learner.init)(jax.random.key(1), images)
+      ...     test = jax.jit(lambda *numbers: leak_test(learner, *numbers))
+      ...     leak = test(theta, state, Episode(batch, batch), jax.random.key(2))
       ...     print(norm, bool(leak.transductive))
       transductive True
       inductive False
