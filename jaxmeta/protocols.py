@@ -282,13 +282,11 @@ def _challenge(own: Protocol) -> Protocol:
 
 # How the papers judge, by name. What a preset does not say (the dataset above all) stays as the run has it.
 PROTOCOLS: dict[str, Callable[[Protocol], Protocol]] = {
-    # This library's own: nothing is seen of the other queries, and many of them make a sharp value of each task.
+    # This library's own: nothing is seen of the other queries.
     "default": _preset(norm="inductive", queries=15, episodes=1000, ensemble=1),
     # Finn et al. 2017, arXiv 1703.03400, Omniglot: 600 tasks, as many query images as shots.
     "maml": _preset(ways=5, shots=1, queries=1, norm="transductive", eval_inner_steps=3, episodes=600, ensemble=1),
-    "maml-20way": _preset(
-        ways=20, shots=1, queries=1, norm="transductive", eval_inner_steps=5, episodes=600, ensemble=1
-    ),
+    "maml-20way": _preset(ways=20, shots=1, queries=1, norm="transductive", eval_inner_steps=5, episodes=600),
     # Antoniou et al. 2019, arXiv 1810.09502: the five best of validation together.
     "maml++": _maml_plus_plus,
     # Snell et al. 2017, arXiv 1703.05175, Omniglot: 1000 tasks, 15 query images in the authors' code.
