@@ -33,7 +33,7 @@ def metaoptnet(model: Model, *, ways: int, regularization: float = 0.1, **option
       **options: See `HeadOptions`.
 
     Returns:
-      A `MetaLearner` whose head holds the scale, which begins as 1.
+      A `MetaLearner` whose head holds the scale, which begins as 10.
 
     Raises:
       ValueError: for an unknown norm, for regression, and for a C that is not positive.
@@ -68,7 +68,7 @@ def metaoptnet_ridge(
       **options: See `HeadOptions`.
 
     Returns:
-      A `MetaLearner` whose head holds the scale, which begins as 1.
+      A `MetaLearner` whose head holds the scale, which begins as 10.
 
     Raises:
       ValueError: for an unknown norm, for regression, and for a lambda that is not positive.
@@ -91,7 +91,8 @@ def metaoptnet_ridge(
 
 
 def _scale(key, features):
-    return {"scale": jnp.ones(())}
+    # Margins are of order 1, and Adam's small steps would take long to make decided logits of them.
+    return {"scale": jnp.full((), 10.0)}
 
 
 def _score(head, fitted, features):
