@@ -29,19 +29,34 @@ from jaxmeta.nn import BatchNorm, Conv, max_pool_2x2  # noqa: E402
 class TinyBody(nn.Module):
     """One block of conv4: everything that it is made of, at a fraction of the compilation."""
 
+    @nn.compact
+    def __call__(self, inputs, train, weights=None):
+        hidden = BatchNorm()(Conv(4, strides=2, use_bias=False)(inputs), train=train, weights=weights)
+        return max_pool_2x2(nn.relu(hidden)).mean((1, 2))
+
+
+def tiny_model():
+    """A three-way classifier of 16x16 images."""
+    return from_linen(TinyBody(), nn.Dense(3))
+
+
+class FlatBody(nn.Module):
+    """A layer and a normalisation, for what is not about convolutions: a fraction of the compilation again."""
+
     context: bool = False
 
     @nn.compact
     def __call__(self, inputs, train, weights=None):
-        hidden = BatchNorm()(Conv(4, strides=2, use_bias=False)(inputs), train=train, weights=weights)
+        hidden = nn.Dense(4)(inputs.reshape(inputs.shape[0], -1))
+        hidden = BatchNorm()(hidden, train=train, weights=weights)
         if self.context:
             hidden = hidden + self.param("context", nn.initializers.zeros, (4,))
-        return max_pool_2x2(nn.relu(hidden)).mean((1, 2))
+        return nn.relu(hidden)
 
 
-def tiny_model(*, context=False):
-    """A three-way classifier of 16x16 images."""
-    return from_linen(TinyBody(context), nn.Dense(3))
+def flat_model(*, context=False):
+    """A three-way classifier of anything."""
+    return from_linen(FlatBody(context), nn.Dense(3))
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Two real networks as bilevel problems: theta holds the start, a rate for each leaf and weights of the loss."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,15 +13,16 @@ from jaxmeta.check import Problem
 OPTIMIZERS = {"sgd": inner_sgd, "momentum": inner_momentum, "adam": inner_adam}
 
 
-class TwoLayerTransformer(nn.Module):
+class Transformer(nn.Module):
     """Pre-normalised self-attention on sequences of vectors; the mean token is the feature."""
 
     width: int = 8
+    layers: int = 2
 
     @nn.compact
     def __call__(self, inputs):
         hidden = nn.Dense(self.width)(inputs)
-        for _ in range(2):
+        for _ in range(self.layers):
             hidden = hidden + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(hidden))
             hidden = hidden + nn.Dense(self.width)(nn.gelu(nn.Dense(2 * self.width)(nn.LayerNorm()(hidden))))
         return hidden.mean(1)
@@ -68,10 +71,15 @@ def block_problem(optimizer: str, **options) -> Problem:
     return problem_of(tiny_model(), jax.random.normal(jax.random.key(1), [6, 16, 16, 1]), optimizer, **options)
 
 
-def transformer_problem(optimizer: str, **options) -> Problem:
+def transformer_problem(optimizer: str, layers: int = 2, **options) -> Problem:
     """The transformer on six sequences of five tokens."""
-    model = from_linen(TwoLayerTransformer(), nn.Dense(3))
+    model = from_linen(Transformer(layers=layers), nn.Dense(3))
     return problem_of(model, jax.random.normal(jax.random.key(1), [6, 5, 4]), optimizer, **options)
 
 
-PROBLEMS = {"conv4": conv4_problem, "block": block_problem, "transformer": transformer_problem}
+PROBLEMS = {
+    "conv4": conv4_problem,
+    "block": block_problem,
+    "transformer": transformer_problem,
+    "one layer": partial(transformer_problem, layers=1),
+}

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from conftest import tiny_model
+from conftest import flat_model, tiny_model
 from jaxmeta import (
     ALGORITHMS,
     CRITERIA,
@@ -91,7 +91,7 @@ def batches(source):
 @pytest.mark.parametrize("name", CASES)
 def test_interface(name, episode, batches):
     """What a learner is trained on is its own affair; all adapt to tasks."""
-    learner = CASES[name](tiny_model(context=name == "cavia"))
+    learner = CASES[name](flat_model(context=name == "cavia"))
     assert isinstance(learner, MetaLearner)
     key = jax.random.key(0)
     meta_params, state = learner.init(key, episode.support.inputs)

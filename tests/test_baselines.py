@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from conftest import tiny_model
+from conftest import flat_model
 from jaxmeta import (
     CRITERIA,
     Batch,
@@ -104,7 +104,7 @@ def one_step(learner, optimizer, source):
 
 
 def test_nearest_has_nothing_to_learn_and_trains(source):
-    learner = nearest(tiny_model(), ways=3)
+    learner = nearest(flat_model(), ways=3)
     _, after, metrics = one_step(learner, optax.adam(1e-3), source)
     assert int(after.step) == 1 and not jax.tree.leaves((after.meta_params, after.state))
     assert metrics["grad_norm"] == 0 and metrics["nonfinite"] == 0
@@ -113,7 +113,7 @@ def test_nearest_has_nothing_to_learn_and_trains(source):
 
 
 def test_scratch_learns_nothing_across_tasks_and_begins_where_its_key_says(source, episode):
-    learner, key = scratch(tiny_model(), inner_optimizer=optax.sgd(0.1), num_steps=3), jax.random.key(0)
+    learner, key = scratch(flat_model(), inner_optimizer=optax.sgd(0.1), num_steps=3), jax.random.key(0)
     before, after, metrics = one_step(learner, optax.adam(1e-2), source)
     assert jax.tree.leaves(after.meta_params) == [] and metrics["grad_norm"] == 0
     jax.tree.map(np.testing.assert_array_equal, before.state, after.state)
@@ -137,7 +137,7 @@ def test_scratch_fits_its_task():
 @pytest.mark.parametrize("norm", ["running", "inductive"])
 def test_baseline_learns_to_classify_and_freezes_its_embedding(batches, episode, norm):
     learner, optimizer, key = (
-        baseline(tiny_model(), **PROBE, num_steps=5, norm=norm),
+        baseline(flat_model(), **PROBE, num_steps=5, norm=norm),
         optax.adam(0.03),
         jax.random.key(0),
     )
@@ -182,7 +182,7 @@ def test_the_probe_is_gradient_descent_on_the_support_features(x64):
 
 
 def test_both_batches_count_in_the_loss_and_padding_does_not(batches):
-    learner, key = baseline(tiny_model(), **PROBE, norm="running"), jax.random.key(0)
+    learner, key = baseline(flat_model(), **PROBE, norm="running"), jax.random.key(0)
     theta, state = learner.init(key, batches.support.inputs)
     loss = jax.jit(lambda support, query: learner.loss(theta, state, Episode(support, query), key, 0)[0])
     whole = loss(*batches)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from conftest import tiny_model
+from conftest import flat_model
 from jaxmeta import (
     METAGRADS,
     Episode,
@@ -224,7 +224,7 @@ def test_a_whole_learner_is_searched():
     images = example_batch(jnp.zeros([6, 16, 16, 1]), jnp.arange(6) % 3)
 
     def run(metagrad):
-        learner = maml(tiny_model(), inner_optimizer=optax.sgd(1e30), num_steps=2, metagrad=metagrad)
+        learner = maml(flat_model(), inner_optimizer=optax.sgd(1e30), num_steps=2, metagrad=metagrad)
         theta, state = learner.init(KEY, images.inputs)
         return jax.jit(jax.grad(learner.loss, has_aux=True))(theta, state, Episode(images, images), KEY, 0)
 
@@ -234,12 +234,12 @@ def test_a_whole_learner_is_searched():
 
 def test_grad_norms_are_a_metric():
     images = example_batch(jax.random.normal(KEY, [6, 16, 16, 1]), jnp.arange(6) % 3)
-    learner = maml(tiny_model(), inner_optimizer=optax.sgd(0.1), num_steps=2, log_grad_norms=True)
+    learner = maml(flat_model(), inner_optimizer=optax.sgd(0.1), num_steps=2, log_grad_norms=True)
     theta, state = learner.init(KEY, images.inputs)
     _, (_, metrics) = learner.loss(theta, state, Episode(images, images), KEY, 0)
     assert {"inner_grad_norm_1", "inner_grad_norm_2"} <= set(metrics)
     gradient = jax.grad(
-        lambda theta: maml(tiny_model(), inner_optimizer=optax.sgd(0.0)).loss(
+        lambda theta: maml(flat_model(), inner_optimizer=optax.sgd(0.0)).loss(
             theta, state, Episode(images, images), KEY, 0
         )[0]
     )(theta)

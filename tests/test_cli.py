@@ -55,7 +55,10 @@ def arrays(run, step):
     "options",
     [
         pytest.param(["--metagrad", "implicit", "--proximal", "1", "--inner-steps", "3"], marks=pytest.mark.slow),
-        ["--metagrad", "mixed_mode", "--inner-optimizer", "adam", "--inner-lr", "0.01", "--log-grad-norms"],
+        pytest.param(
+            ["--metagrad", "mixed_mode", "--inner-optimizer", "adam", "--inner-lr", "0.01", "--log-grad-norms"],
+            marks=pytest.mark.slow,
+        ),
         ["--estimator", "pes"],
         pytest.param(["--estimator", "bootstrapped", "--inner-optimizer", "momentum"], marks=pytest.mark.slow),
     ],

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from conftest import tiny_model
+from conftest import flat_model
 from jaxmeta import (
     CRITERIA,
     ESTIMATORS,
@@ -160,7 +160,7 @@ def test_pes_begins_its_tasks_at_different_unrolls():
 
 def test_bootstrapping_a_classifier_is_a_divergence(source, x64):
     """KL(target || adapted) over the query set, the target held constant."""
-    learner = maml(tiny_model(), inner_optimizer=optax.sgd(0.1))
+    learner = maml(flat_model(), inner_optimizer=optax.sgd(0.1))
     episodes = source.sample(KEY, source.pool, source.spec, 1)
     episode = jax.tree.map(lambda leaf: leaf[0], episodes)
     theta, state = learner.init(KEY, episode.support.inputs)
@@ -209,7 +209,7 @@ def test_evolution_serves_a_loop_that_cannot_be_differentiated():
 @pytest.mark.parametrize("name", CASES)
 def test_trains_a_classifier_in_chunks(source, name):
     """Each estimator, through the train step, jitted and in two chunks of tasks, with its state carried on."""
-    learner = maml(tiny_model(), inner_optimizer=optax.sgd(0.1))
+    learner = maml(flat_model(), inner_optimizer=optax.sgd(0.1))
     optimizer, estimator = optax.sgd(1e-3), CASES[name]
     state = init_train_state(KEY, learner, optimizer, source, num_tasks=4, estimator=estimator)
     before = jax.tree.map(jnp.copy, state.meta_params)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from conftest import tiny_model
+from conftest import flat_model
 from jaxmeta import CRITERIA, estimate, evaluate, load_sinusoid, make_evaluator, maml, mlp, task_source
 from jaxmeta.data import EpisodeSpec
 
@@ -35,7 +35,7 @@ def test_refuses_no_tasks():
 
 
 def test_same_tasks_whatever_the_chunk(source):
-    learner, criterion = maml(tiny_model(), inner_optimizer=optax.sgd(0.1)), CRITERIA["classification"]
+    learner, criterion = maml(flat_model(), inner_optimizer=optax.sgd(0.1)), CRITERIA["classification"]
     meta_params, state = learner.init(jax.random.key(0), jnp.ones([2, 16, 16, 1]))
     results = [
         evaluate(

@@ -183,6 +183,7 @@ def test_measuring_chooses_among_what_covers():
         measure_lowerings({CASE._replace(dtype="float64"): 1})
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_lowerings(tmp_path, monkeypatch, capsys):
     """What the device's table says when a run begins holds for it, whatever becomes of that table."""
     cache, out = tmp_path / "cache.json", tmp_path / "run"

@@ -126,7 +126,7 @@ def assert_agree_on_network(problem, metagrads):
     return reference, gradient_by
 
 
-@pytest.mark.parametrize(("problem", "name"), [("block", "sgd"), ("transformer", "momentum"), ("block", "adam")])
+@pytest.mark.parametrize(("problem", "name"), [("block", "sgd"), ("one layer", "momentum"), ("block", "adam")])
 def test_strategies_agree_on_networks(x64, problem, name):
     """Four inner steps; theta holds the start, the learning rates and the weights of the examples."""
     assert_agree_on_network(PROBLEMS[problem](name, num_steps=4), ON_NETWORKS[name].values())

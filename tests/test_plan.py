@@ -210,6 +210,7 @@ def test_plan_shows_what_was_tried_and_trains_nothing(tmp_path, monkeypatch, cap
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_plan_renews_the_table_of_lowerings(tmp_path, monkeypatch, capsys):
     path = tmp_path / "lowerings.json"
     monkeypatch.setattr("jaxmeta.planning.lowerings_file", lambda kind: path)

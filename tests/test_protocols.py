@@ -13,7 +13,7 @@ import pytest
 from scipy.stats import ttest_rel
 from test_checkpoint import train_state
 
-from conftest import tiny_model
+from conftest import flat_model
 from jaxmeta import (
     ALGORITHMS,
     CRITERIA,
@@ -244,7 +244,7 @@ def test_every_algorithm_leaks_where_it_says_so_and_nowhere_else(name, episode):
     options = {"inner_optimizer": optax.sgd(0.1), "inner_lr": 0.1, "num_steps": 1, "ways": 3, "norm": None}
     options["classes"] = 12
     chosen = {option: value for option, value in options.items() if option in options_of(factory)}
-    model = tiny_model(context=name == "cavia")
+    model = flat_model(context=name == "cavia")
     if "norm" not in chosen:
         (leak,) = leaks([factory(model, **chosen)], episode)
         assert not leak.transductive, leak
@@ -256,7 +256,7 @@ def test_every_algorithm_leaks_where_it_says_so_and_nowhere_else(name, episode):
 
 
 def test_averages_of_training_leak_nothing(episode):
-    (leak,) = leaks([protonet(tiny_model(), ways=3, norm="running")], episode)
+    (leak,) = leaks([protonet(flat_model(), ways=3, norm="running")], episode)
     assert not leak.transductive
 
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax import export
 
-from conftest import tiny_model
+from conftest import flat_model
 from jaxmeta import EpisodeSpec, TaskSource, fit, init_train_state, make_train_step, maml, sample_episodes
 from jaxmeta.metagrad import ESTIMATORS
 
@@ -16,7 +16,7 @@ OPTIMIZER = optax.adam(1e-2)
 
 
 def learner_of(**options):
-    return maml(tiny_model(), inner_optimizer=optax.sgd(0.1), **options)
+    return maml(flat_model(), inner_optimizer=optax.sgd(0.1), **options)
 
 
 def setup(source, **options):
