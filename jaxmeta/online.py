@@ -107,7 +107,7 @@ def follow_the_meta_leader(
       >>> source = task_source(load_sinusoid(), "train", EpisodeSpec(1, 10, 20))
       >>> task = jax.tree.map(lambda leaf: leaf[0], source.sample(jax.random.key(0), (), source.spec, 1))
       >>> online_state = online.init(jax.random.key(1), task)
-      >>> online.judge(online_state, task, jax.random.key(2))["mse"].shape
+      >>> jax.jit(online.judge)(online_state, task, jax.random.key(2))["mse"].shape
       (2,)
 
     Source: Finn, Rajeswaran, Kakade and Levine, 2019, arXiv 1902.08438.

@@ -100,7 +100,7 @@ def test_train_leaves_a_whole_run_folder(tmp_path, capsys):
 def test_classification_run_on_glyphs(tmp_path, capsys):
     run = tmp_path / "run"
     small = ["--filters", "4", "--tasks", "4", "--steps", "10", "--eval-episodes", "20", "--validation-episodes", "8"]
-    small += ["--norm", "inductive", "--within-alphabet"]
+    small += ["--norm", "inductive", "--within-alphabet", "--eval-inner-steps", "1"]
     assert main(["train", "glyphs-maml-5w1s", *small, "--out", str(run)]) == 0
     result = last_json(capsys.readouterr().out)
     assert result["within_alphabet"] is True

@@ -31,7 +31,7 @@ def identified_pool(counts) -> ClassPool:
     return ClassPool(images, np.asarray(counts, np.int32))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     counts=st.lists(st.integers(4, 9), min_size=3, max_size=8),
     ways=st.integers(1, 3),

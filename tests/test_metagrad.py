@@ -299,7 +299,7 @@ tree_shapes = st.recursive(
 )
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(shapes=tree_shapes)
 def test_any_tree_of_theta(shapes):
     """Strategies agree whatever the structure of theta, empty branches and scalars included."""

@@ -79,9 +79,9 @@ def matching_fce(
       ValueError: as `matching`, and for fewer reads than 1.
 
     Example:
-      >>> from jaxmeta import conv4
-      >>> learner = matching_fce(conv4(5, filters=8), ways=5, reads=3)
-      >>> params, state = learner.init(jax.random.key(0), jnp.ones([5, 16, 16, 1]))
+      >>> from jaxmeta import mlp
+      >>> learner = matching_fce(mlp(5), ways=5, reads=3)
+      >>> params, state = jax.jit(learner.init)(jax.random.key(0), jnp.ones([5, 8]))
       >>> sorted(params["head"])
       ['query', 'support']
 
