@@ -76,6 +76,7 @@ def same_numbers() -> dict:
     three = jm.make_mesh(3)
     errors = {
         "convolution, padded": distance(*pair(5, three, learner=image_learner(), source=images())),
+        "pes, padded": distance(*pair(5, three, estimator=jm.pes(num_pairs=1), batches=3)),
     }
     # Fewer tasks than devices, and more: the last device of three has one task in its two chunks of two.
     for num_tasks, mesh in ((3, jm.make_mesh(8)), (9, three)):
