@@ -15,6 +15,7 @@ PROGRAM = Path(__file__).with_name("many_devices.py")
 
 def run(*cases):
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
+    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     result = subprocess.run([sys.executable, PROGRAM, *cases], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout.splitlines()[-1])
