@@ -160,6 +160,7 @@ def test_the_protocol_of_the_contenders(tmp_path, monkeypatch):
         assert rows["learn2learn"]["status"].startswith("failed: StopIteration")
 
 
+@pytest.mark.slow
 def test_speed_compares_times_and_reports_who_is_missing(tmp_path, capsys):
     file = tmp_path / "speed.json"
     arguments = ["--quick", "--loads", "A1", "--rounds", "1", "--json", str(file)]

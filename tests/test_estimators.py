@@ -158,6 +158,7 @@ def test_pes_begins_its_tasks_at_different_unrolls():
     assert set(ages[True].tolist()) == {0, 1, 2, 3} and set(ages[False].tolist()) == {0}
 
 
+@pytest.mark.slow
 def test_bootstrapping_a_classifier_is_a_divergence(source, x64):
     """KL(target || adapted) over the query set, the target held constant."""
     learner = maml(flat_model(), inner_optimizer=optax.sgd(0.1))

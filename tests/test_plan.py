@@ -202,6 +202,7 @@ def test_bad_requests(tmp_path, capsys, arguments, message):
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_plan_shows_what_was_tried_and_trains_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["plan", *LARGE]) == 0
