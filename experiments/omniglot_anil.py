@@ -1,6 +1,6 @@
 """ANIL on Omniglot, the two settings of the paper.
 
-Paper     Raghu, Raghu, Bengio and Vinyals, "Rapid Learning or Feature Reuse?", 2020, arXiv 1909.09157, table 5.
+Paper     Raghu, Raghu, Bengio and Vinyals, "Rapid Learning or Feature Reuse?", 2020, arXiv 1909.09157.
 Command   python experiments/omniglot_anil.py 20w1s --data-dir DIR     (also 20w5s, all)
 Expected  96.2 +- 0.5, 98.0 +- 0.3 %
 Setting   that of omniglot_maml.py, the inner loop on the head alone.

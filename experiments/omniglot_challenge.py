@@ -4,9 +4,8 @@ Paper     Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning throu
           2015, Science 350(6266), and Lake, Salakhutdinov and Tenenbaum, "The Omniglot challenge: a 3-year progress
           report", 2019, arXiv 1902.03477.
 Command   python experiments/omniglot_challenge.py background --data-dir DIR --runs-dir DIR     (also small1, small2)
-Expected  errors with 30 background alphabets: people 4.5 %, BPL 3.3 %, a convolutional net 13.5 %, prototypical
-          networks 13.7 %; with 5 alphabets: BPL 4.3 and 4.0, a convolutional net 24.0 and 22.3, prototypical
-          networks 30.1 %. Distances between drawings, without learning: 38.8 %.
+Expected  errors with 30 background alphabets: people 4.5 %, BPL 3.3 %, a convolutional net 13.5 %; with the two sets
+          of 5: BPL 4.3 and 4.0, a convolutional net 24.0 and 22.3; distances between drawings, not learned, 38.8 %.
 Setting   a prototypical network: pooled conv4 of 64 filters, statistics of training; tasks of 20 characters of one
           alphabet, one drawing each, two queries; training alphabets rotated too; Adam 2e-3 with a cosine.
 Hardware  2 CPU cores: 6.8 +- 2.7 % with 30 alphabets after 12 minutes (3000 steps, the default).

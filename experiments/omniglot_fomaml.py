@@ -1,7 +1,7 @@
 """First-order MAML on Omniglot, as the authors of Reptile ran it.
 
 Paper     Nichol, Achiam and Schulman, "On First-Order Meta-Learning Algorithms", 2018,
-          arXiv 1803.02999, table 2 (first-order MAML, transductive).
+          arXiv 1803.02999 (first-order MAML, transductive).
 Command   python experiments/omniglot_fomaml.py 5w1s --data-dir DIR     (also 5w5s, 20w1s, 20w5s, all)
 Expected  98.3 +- 0.5, 99.2 +- 0.2, 89.4 +- 0.5, 97.9 +- 0.1 %
 Setting   that of omniglot_maml.py, with the gradient of first order.

@@ -1,7 +1,7 @@
 """iMAML on Omniglot, with gradient descent in the inner loop.
 
 Paper     Rajeswaran, Finn, Kakade and Levine, "Meta-Learning with Implicit Gradients", 2019,
-          arXiv 1909.04630, table 2 (iMAML, GD). Others' runs reached
+          arXiv 1909.04630 (iMAML, GD). Others' runs reached
           98.2 and 96.7 % (5-way 1-shot).
 Command   python experiments/omniglot_imaml.py 5w1s --data-dir DIR     (also 5w5s, 20w1s, 20w5s, all)
 Expected  99.16 +- 0.35, 99.67 +- 0.12, 94.46 +- 0.42, 98.69 +- 0.10 %

@@ -1,8 +1,8 @@
 """MAML++ on Omniglot.
 
-Paper     Antoniou, Edwards and Storkey, "How to Train Your MAML", 2019, arXiv 1810.09502, table 1.
+Paper     Antoniou, Edwards and Storkey, "How to Train Your MAML", 2019, arXiv 1810.09502.
 Command   python experiments/omniglot_maml_plus_plus.py 20w1s --data-dir DIR     (also 5w1s, 5w5s, 20w5s, all)
-Expected  99.47, 99.93, 97.65 +- 0.05, 99.33 +- 0.03 % (an ensemble of the best five checkpoints)
+Expected  99.47, 99.93, 97.65, 99.33 % (an ensemble of the best five checkpoints)
 Setting   50,000 outer steps of 8 tasks, Adam 1e-3 with a cosine; 5 inner steps in training and at test,
           rates begin at 0.1; first-order gradients in the first half, multi-step loss over a tenth; one query a class.
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.

@@ -1,7 +1,7 @@
 """Prototypical networks on Omniglot.
 
 Paper     Snell, Swersky and Zemel, "Prototypical Networks for Few-shot Learning", 2017,
-          arXiv 1703.05175, table 1.
+          arXiv 1703.05175.
 Command   python experiments/omniglot_protonet.py 5w1s --data-dir DIR     (also 5w5s, 20w1s, 20w5s, all)
 Expected  98.8, 99.7, 96.0, 98.9 %
 Setting   trained with 60 ways and 5 queries a class, one task a step; pooled conv4 with 64 filters and

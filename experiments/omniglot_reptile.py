@@ -1,7 +1,7 @@
 """Reptile on Omniglot, transductive as in the first row of the paper's table.
 
 Paper     Nichol, Achiam and Schulman, "On First-Order Meta-Learning Algorithms", 2018,
-          arXiv 1803.02999, table 2.
+          arXiv 1803.02999. The setting is that of the authors' code as remembered.
 Command   python experiments/omniglot_reptile.py 5w1s --data-dir DIR     (also 5w5s, 20w1s, 20w5s, all)
 Expected  97.68 +- 0.04, 99.48 +- 0.06, 89.43 +- 0.14, 97.12 +- 0.32 %
           (inductive: 95.39, 98.90, 88.14, 96.65)

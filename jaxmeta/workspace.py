@@ -208,7 +208,8 @@ def draw(workspace: Workspace, train_state: TrainState, out: Path) -> None:
         return predicted(num_steps, train_state.meta_params, train_state.state, episode.support, batch)
 
     steps = config.eval_inner_steps
-    title = f"{config.dataset}, {config.algorithm}, {config.shots}-shot, {_steps(steps)}, one test task"
+    looped = f", {_steps(steps)}" if "num_steps" in options_of(ALGORITHMS[config.algorithm]) else ""
+    title = f"{config.dataset}, {config.algorithm}, {config.shots}-shot{looped}, one test task"
     if workspace.dataset.kind == "classification":
         plots.plot_image_episode(out / "episode.png", episode, np.asarray(predict(steps, episode.query)), title)
         return

@@ -8,6 +8,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxmeta.base import Key
+from jaxmeta.data.episodes import as_floats
 from jaxmeta.data.pools import ClassPool, DataError
 
 
@@ -66,7 +67,7 @@ def sample_pairs(key: Key, pool: ClassPool, num_pairs: int) -> Pairs:
 
 
 def _at(pool, classes, images):
-    return jnp.asarray(pool.images)[classes, images].astype(jnp.float32) * jnp.float32(1 / 255)
+    return as_floats(jnp.asarray(pool.images)[classes, images])
 
 
 def _check_pool(pool: ClassPool, num_pairs: int) -> None:
