@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmeta.data.pools import ClassPool, DataError, Dataset, cache_dir, cached_dataset
+from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe, cache_dir, cached_dataset
 
 # Scripts by split: the first words of a character's Unicode name. Latin, Greek, Cyrillic
 # and Coptic share letters and so share a split. Lisu (turned Latin capitals) and Old
@@ -74,7 +74,7 @@ def load_glyphs(*, data_dir: Path | None = None) -> Dataset:
     glyphs = cached_dataset(folder / f"glyphs-{RECIPE}.npz", render_glyphs)
     # A name begins with its script.
     scripts = {split: tuple(name.split()[0] for name in names) for split, names in glyphs.class_names.items()}
-    return glyphs._replace(groups=scripts)
+    return glyphs._replace(groups=scripts, recipe=ImageRecipe(SIZE, SIZE, 1, fit="pad", bright_ink=True))
 
 
 def render_glyphs() -> Dataset:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmeta.data.pools import ClassPool, DataError, Dataset, cached_dataset
+from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe, cached_dataset
 from jaxmeta.data.prepared import cache_file, compare_checksum, find_prepared, read_records
 
 # Part of the official data: images, labels; each with the SHA-256 of the file when it is decompressed.
@@ -31,6 +31,7 @@ NAMES = tuple(name for files in FILES.values() for name, _ in files)
 # Of a split: the official part it is from, and its digits. Five and five, so that 5-way tasks fit both.
 DIGITS = {"train": ("train", range(5)), "validation": ("train", range(5, 10)), "test": ("test", range(10))}
 SIZE = 28
+DIGIT_IMAGES = ImageRecipe(SIZE, SIZE, 1, fit="pad", bright_ink=True)
 RECIPE = 1  # Part of the name of the cached file: raise it when the images change.
 
 
@@ -91,7 +92,7 @@ def _dataset(parts: dict[str, tuple[np.ndarray, np.ndarray]]) -> Dataset:
         for place, digit in enumerate(digits):
             pool[place, : counts[place], ..., 0] = images[labels == digit]
         pools[split], names[split] = ClassPool(pool, counts), tuple(map(str, digits))
-    return Dataset("mnist", "classification", pools, names)
+    return Dataset("mnist", "classification", pools, names, recipe=DIGIT_IMAGES)
 
 
 def _read_part(paths: dict[str, Path], part: str) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from jaxmeta.data.pools import (
     ClassPool,
     DataError,
     Dataset,
+    ImageRecipe,
     cache_dir,
     cached_dataset,
     read_dataset,
@@ -25,6 +26,7 @@ from jaxmeta.data.pools import (
 from jaxmeta.data.prepared import cache_file, find_prepared
 
 NUM_CHARACTERS, PER_CLASS, SIZE = 1623, 20, 28
+DRAWINGS = ImageRecipe(SIZE, SIZE, 1, fit="pad", bright_ink=True)
 RECIPE = 1  # Part of the name of the cached file: raise it when the images change.
 BUILDERS = ("omniglot", "jaxmeta_omniglot")
 NEEDED_ARCHIVES = ("images_background.zip", "images_evaluation.zip")
@@ -85,7 +87,7 @@ def load_omniglot(
         turned = rotations and (part == "train" or split not in UPRIGHT_TESTS)
         pools[part], pool_names[part] = with_rotations(pool, of_pool) if turned else (pool, of_pool)
     groups = {part: tuple(map(alphabet_of, of_part)) for part, of_part in pool_names.items()}
-    return Dataset("omniglot", "classification", pools, pool_names, groups)
+    return Dataset("omniglot", "classification", pools, pool_names, groups, DRAWINGS)
 
 
 def alphabet_of(name: str) -> str:

@@ -13,7 +13,7 @@ import os
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import numpy as np
 
 # Raised by one whenever the layout of the file changes: older files are rebuilt.
 FORMAT_VERSION = 1
+FITS = ("crop", "pad", "stretch")
 
 
 class DataError(ValueError):
@@ -40,6 +41,37 @@ class ClassPool(NamedTuple):
     counts: Any
 
 
+class ImageRecipe(NamedTuple):
+    """How an image becomes the pixels of a dataset; kept with a run, so that new images are treated alike.
+
+    Attributes:
+      height: Pixels.
+      width: Pixels.
+      channels: 1 for grey, 3 for colour.
+      fit: What is done to another aspect ratio: "crop" the middle, "pad" with what surrounds the image, "stretch".
+      bright_ink: Drawings, whose ink is to be bright on black: an image whose border is bright is inverted.
+    """
+
+    height: int
+    width: int
+    channels: int
+    fit: str = "crop"
+    bright_ink: bool = False
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "ImageRecipe":
+        """Rebuild a recipe from `_asdict()`; raises DataError if it is damaged or of another version."""
+        try:
+            recipe = cls(**values)
+        except TypeError as error:
+            raise DataError(f"A recipe of images is damaged or of another version: {error}.") from error
+        sizes = recipe[:3]
+        whole = all(type(size) is int and size > 0 for size in sizes) and recipe.channels in (1, 3)
+        if not whole or recipe.fit not in FITS or type(recipe.bright_ink) is not bool:
+            raise DataError(f"A recipe of images is damaged: {recipe}. Sizes are positive, channels 1 or 3.")
+        return recipe
+
+
 class Dataset(NamedTuple):
     """Everything the library knows of one source of tasks.
 
@@ -49,6 +81,7 @@ class Dataset(NamedTuple):
       splits: "train", "validation" and "test", each a `ClassPool` of NumPy arrays.
       class_names: With the same keys, one name for each class.
       groups: With the same keys, the group of each class: its alphabet. None where classes have none.
+      recipe: How the images were made of files, so that others can be made alike. None where there are no images.
     """
 
     name: str
@@ -56,6 +89,7 @@ class Dataset(NamedTuple):
     splits: dict[str, Any]
     class_names: dict[str, tuple[str, ...]]
     groups: dict[str, tuple[str, ...]] | None = None
+    recipe: ImageRecipe | None = None
 
 
 def cache_dir() -> Path:
@@ -173,6 +207,7 @@ def write_dataset(path: Path, dataset: Dataset) -> None:
         "name": dataset.name,
         "kind": dataset.kind,
         "class_names": dataset.class_names,
+        "recipe": None if dataset.recipe is None else dataset.recipe._asdict(),
     }
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
     arrays["sha256"] = np.frombuffer(_digest(arrays).encode(), np.uint8)
@@ -224,7 +259,9 @@ def read_dataset(path: Path) -> Dataset:
         raise _unusable(path, "its contents do not match its checksum")
     names = {split: tuple(of_split) for split, of_split in header["class_names"].items()}
     splits = {split: ClassPool(arrays[f"{split}.images"], arrays[f"{split}.counts"]) for split in names}
-    return Dataset(header["name"], header["kind"], splits, names)
+    # Files of earlier versions have none.
+    recipe = header.get("recipe") and ImageRecipe.from_json(header["recipe"])
+    return Dataset(header["name"], header["kind"], splits, names, recipe=recipe or None)
 
 
 def _unusable(path: Path, reason: object) -> DataError:
