@@ -120,8 +120,8 @@ def _fitted(image, recipe: ImageRecipe):
     if recipe.fit == "crop":
         return ImageOps.fit(image, size, method)
     if recipe.fit == "pad":
-        around = tuple(int(value) for value in np.median(_border(np.asarray(image)), axis=0).reshape(-1))
-        return ImageOps.pad(image, size, method, color=around if len(around) > 1 else around[0])
+        around = [int(value) for value in np.median(_border(np.asarray(image)), axis=0).reshape(-1)]
+        return ImageOps.pad(image, size, method, color=around[0] if image.mode == "L" else tuple(around))
     return image.resize(size, method)
 
 
