@@ -25,9 +25,16 @@ from jaxmeta.presets import PRESETS, with_algorithm
 from jaxmeta.run import train_run
 
 # Each with the setting that it is meant for; what is not named here is the algorithm's own (`ALGORITHM_DEFAULTS`).
+_MANY_WAYS = {"train_ways": 20, "tasks": 2, "outer_lr": 1e-3, "norm": "running"}
 CHANGES = {
     "reptile": {"tasks": 5},
-    "protonet": {"train_ways": 20, "tasks": 8, "norm": "running"},
+    "protonet": _MANY_WAYS,
+    "matching": _MANY_WAYS,
+    "siamese": _MANY_WAYS,
+    "r2d2": _MANY_WAYS,
+    "metaoptnet-ridge": _MANY_WAYS,
+    "relation": {"tasks": 2, "outer_lr": 1e-3, "norm": "running"},
+    "matching-fce": {"tasks": 4, "outer_lr": 1e-3, "norm": "running"},
 }
 # What is left of the budget for compiling, validating and the test.
 SHARE = 0.85
