@@ -22,6 +22,7 @@ from jaxmeta.hausdorff import hausdorff_error
 from jaxmeta.machine import Machine, open_mesh
 from jaxmeta.presets import PRESETS, with_algorithm
 from jaxmeta.run import evaluate_run, train_run
+from settings import said_plainly
 
 
 def main() -> None:
@@ -33,6 +34,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    with said_plainly(parser):
+        run(options)
+
+
+def run(options) -> None:
     if options.split == "hausdorff":
         error = hausdorff_error(load_challenge_drawings(options.runs_dir))
         print(json.dumps({"error": error.mean, "ci95": error.ci95}))

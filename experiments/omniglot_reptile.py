@@ -30,4 +30,5 @@ if __name__ == "__main__":
         "reptile",
         paper={"5w1s": 0.9768, "5w5s": 0.9948, "20w1s": 0.8943, "20w5s": 0.9712},
         changes=changes,
+        protocols=("reptile-inductive",),
     )

@@ -23,6 +23,7 @@ from jaxmeta.folder import read_rows
 from jaxmeta.machine import Machine, open_mesh
 from jaxmeta.presets import PRESETS, with_algorithm
 from jaxmeta.run import train_run
+from settings import said_plainly
 
 # Each with the setting that it is meant for; what is not named here is the algorithm's own (`ALGORITHM_DEFAULTS`).
 _MANY_WAYS = {"train_ways": 20, "tasks": 2, "outer_lr": 1e-3, "norm": "running"}
@@ -41,9 +42,9 @@ SHARE = 0.85
 
 
 def config_of(algorithm: str, data_dir: Path | None, seed: int) -> Config:
-    config = with_algorithm(PRESETS["omniglot-maml-5w1s"], algorithm)
-    config = dataclasses.replace(config, norm="inductive", eval_queries=15, data_dir=data_dir, seed=seed)
-    return dataclasses.replace(config, **CHANGES.get(algorithm, {}))
+    preset = dataclasses.replace(PRESETS["omniglot-maml-5w1s"], norm="inductive", eval_queries=15)
+    changes = {"data_dir": data_dir, "seed": seed, **CHANGES.get(algorithm, {})}
+    return dataclasses.replace(with_algorithm(preset, algorithm), **changes)
 
 
 def steps_in(config: Config, seconds: float) -> int:
@@ -67,15 +68,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the run folders")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    for algorithm in options.algorithms or ALGORITHMS:
-        check_name("algorithm", algorithm, ALGORITHMS)
-        config = config_of(algorithm, options.data_dir, options.seed)
-        steps = steps_in(config, 60 * options.minutes)
-        every = steps // 10
-        config = dataclasses.replace(config, steps=steps, log_every=every // 10, checkpoint_every=every)
-        check_config(config)
-        out = options.out / f"omniglot_two_cores_{algorithm}_seed{options.seed}"
-        print(json.dumps(train_run(config, out, mesh=open_mesh(Machine(), config.tasks))), flush=True)
+    with said_plainly(parser):
+        for algorithm in options.algorithms or ALGORITHMS:
+            check_name("algorithm", algorithm, ALGORITHMS)
+            config = config_of(algorithm, options.data_dir, options.seed)
+            # What learns nothing before it sees a task has a single step.
+            if config.steps > 1:
+                steps = steps_in(config, 60 * options.minutes)
+                every = steps // 10
+                config = dataclasses.replace(config, steps=steps, log_every=every // 10, checkpoint_every=every)
+            check_config(config)
+            out = options.out / f"omniglot_two_cores_{algorithm}_seed{options.seed}"
+            print(json.dumps(train_run(config, out, mesh=open_mesh(Machine(), config.tasks))), flush=True)
 
 
 if __name__ == "__main__":
