@@ -3,6 +3,7 @@
 import jax
 
 from jaxmeta.data.challenge import challenge_source, load_challenge, load_challenge_drawings
+from jaxmeta.data.divide import divide_classes
 from jaxmeta.data.episodes import (
     EpisodeSpec,
     TaskSource,
@@ -12,6 +13,7 @@ from jaxmeta.data.episodes import (
     task_keys,
     within_groups,
 )
+from jaxmeta.data.folder import load_folder
 from jaxmeta.data.glyphs import load_glyphs
 from jaxmeta.data.mnist import load_mnist
 from jaxmeta.data.omniglot import load_omniglot
@@ -25,6 +27,8 @@ DATASETS = {
     "omniglot": load_omniglot,
     "mnist": load_mnist,
     "sinusoid": load_sinusoid,
+    # Asked for as folder:PATH.
+    "folder": load_folder,
 }
 
 
@@ -71,9 +75,11 @@ __all__ = [
     "TaskSource",
     "challenge_source",
     "check_spec",
+    "divide_classes",
     "fixed_source",
     "load_challenge",
     "load_challenge_drawings",
+    "load_folder",
     "load_glyphs",
     "load_mnist",
     "load_omniglot",

@@ -30,7 +30,7 @@ def read_image(source: Path | bytes, recipe: ImageRecipe) -> np.ndarray:
     """Read an image of any common format into the pixels of a recipe.
 
     Turned as its EXIF data say; the first frame of several; 16 bits scaled to 8; what is transparent becomes white.
-    Shrunk by Lanczos filtering; of a large JPEG a reduced form is decoded, at least twice as large as what is asked for.
+    Shrunk by Lanczos filtering; of a large JPEG a reduced form is decoded, at least twice as large as asked for.
 
     Args:
       source: A file, or its contents. The kind of image is told from the contents, not from the name. HEIC is read

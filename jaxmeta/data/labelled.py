@@ -36,7 +36,7 @@ class Listing(NamedTuple):
     """Labelled files, before any of them is opened.
 
     Attributes:
-      splits: Split -> class -> its files, sorted by name. The split is "" where none are named.
+      splits: Split -> class -> its files, sorted by name. The split is "" where none are named, or "train" only.
       skipped: What is not used, and why: `(path, reason)`.
     """
 
@@ -73,6 +73,8 @@ def list_labelled(place: Path) -> Listing:
         listing = _of_csv(place)
     else:
         raise DataError(f"There is no folder {place}, and no CSV of this name. Give one with a sub-folder a class.")
+    if set(listing.splits) == {"train"}:
+        listing = listing._replace(splits={"": listing.splits["train"]})
     _refuse_mixed_classes(place, listing.splits)
     return listing
 
@@ -101,8 +103,6 @@ def _of_folder(root: Path) -> Listing:
                 below = {inner: _entries(inner, seen, skipped) for inner in inside[folder][0]}
                 skipped += [(path, "lies beside the folders of the classes") for path in inside[folder][1]]
                 splits[split] = _classes(folder, below, seen, skipped)
-        if set(splits) == {"train"}:
-            splits = {"": splits["train"]}
     else:
         skipped += [(path, "lies beside the folders of the classes") for path in files]
         splits = {"": _classes(root, inside, seen, skipped)}
@@ -123,7 +123,9 @@ def _classes(root: Path, inside: dict[Path, tuple[list[Path], list[Path]]], seen
         groups = [folder for folders, _ in inside.values() for folder in folders]
         if groups:
             inside = {folder: _entries(folder, seen, skipped) for folder in groups}
-            skipped += [(deep, "is a folder within the folder of a class") for below, _ in inside.values() for deep in below]
+            skipped += [
+                (deep, "is a folder within the folder of a class") for below, _ in inside.values() for deep in below
+            ]
     skipped += [(folder, "holds no files") for folder, (folders, files) in inside.items() if not folders and not files]
     return _by_name({folder.relative_to(root).as_posix(): files for folder, (_, files) in inside.items() if files})
 
@@ -185,8 +187,8 @@ def _refuse_mixed_classes(place: Path, splits: dict[str, dict[str, list[Path]]])
             earlier, spelled = found.setdefault(_folded(name), (split, name))
             if earlier != split:
                 raise DataError(
-                    f"In {place} the class {name!r} is in the {split} split, and in the {earlier} split as {spelled!r}: "
-                    "a class that is tested must not be trained on. Give each class to one split, or name no splits: "
+                    f"In {place} the class {name!r} is in the {split} split, and as {spelled!r} in the {earlier} "
+                    "split: a class that is tested must not be trained on. Give each class to one split, or name no splits: "
                     "then they are made."
                 )
 
@@ -247,5 +249,8 @@ def _of_rows(path: Path, table: Iterable[tuple[int, str, str, str]], named: bool
     if not splits:
         why = f" The first: {skipped[0][0]} {skipped[0][1]}." if skipped else ""
         raise DataError(f"{path} lists no file that is there.{why} Paths begin at the folder of the CSV.")
-    sort = {split: {name: sorted(files, key=os.fsencode) for name, files in of_split.items()} for split, of_split in splits.items()}
+    sort = {
+        split: {name: sorted(files, key=os.fsencode) for name, files in of_split.items()}
+        for split, of_split in splits.items()
+    }
     return Listing({split: _by_name(classes) for split, classes in sort.items()}, skipped)
