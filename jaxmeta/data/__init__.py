@@ -32,6 +32,27 @@ DATASETS = {
 }
 
 
+# As they are asked for.
+DATASET_NAMES = tuple(f"{name}:PATH" if name == "folder" else name for name in DATASETS)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Split what a dataset is asked for by into its row of `DATASETS` and the path behind it.
+
+    Args:
+      name: "glyphs", "folder:photographs".
+
+    Returns:
+      The row, and the path, "" where there is none.
+
+    Example:
+      >>> split_name("folder:photographs/2024"), split_name("glyphs")
+      (('folder', 'photographs/2024'), ('glyphs', ''))
+    """
+    row, _, place = name.partition(":")
+    return row, place
+
+
 def task_source(dataset: Dataset, split: str, spec: EpisodeSpec, *, within_group: bool = False) -> TaskSource:
     """Make the source of one split's tasks, its pool on the default device.
 
@@ -67,6 +88,7 @@ def task_source(dataset: Dataset, split: str, spec: EpisodeSpec, *, within_group
 
 __all__ = [
     "DATASETS",
+    "DATASET_NAMES",
     "ClassPool",
     "DataError",
     "Dataset",
@@ -89,6 +111,7 @@ __all__ = [
     "sample_episodes",
     "sample_pairs",
     "sample_sinusoids",
+    "split_name",
     "task_keys",
     "task_source",
     "within_groups",

@@ -65,7 +65,7 @@ def prepare_folder(place: Path, listing: Listing, wanted: Wanted) -> tuple[Datas
     images = _read_all(place, files, recipe, skipped)
     found: dict[str, dict[str, list[np.ndarray]]] = {split: {} for split in listing.splits}
     # Grey unless there is colour; what of grey is read as colour is the same three times.
-    grey = wanted.channels is None and wanted.recipe is None and all(map(_is_grey, filter(_is_read, images)))
+    grey = wanted.channels is None and wanted.recipe is None and all(one is None or _is_grey(one) for one in images)
     recipe = recipe._replace(channels=1) if grey else recipe
     for (split, name, _), pixels in zip(files, images, strict=True):
         of_class = found[split].setdefault(name, [])
@@ -158,10 +158,6 @@ def _is_drawing(pixels: np.ndarray) -> bool:
     # A scanner's white and grey are a little coloured.
     grey = np.ptp(pixels.astype(int), axis=-1).max() <= 16
     return bool(grey and np.median(border) >= 224 and (pixels >= 224).mean() >= 0.6 and pixels.min() <= 128)
-
-
-def _is_read(pixels: np.ndarray | None) -> bool:
-    return pixels is not None
 
 
 def _is_grey(pixels: np.ndarray) -> bool:

@@ -100,7 +100,7 @@ def with_bright_ink(pixels: np.ndarray) -> np.ndarray:
 def reads_heic() -> bool:
     """Tell whether the photographs of phones that are HEIC can be read: pillow-heif is installed."""
     try:
-        import pillow_heif
+        import pillow_heif  # pyright: ignore[reportMissingImports]
     except ImportError:
         return False
     pillow_heif.register_heif_opener()
@@ -204,7 +204,7 @@ def _fitted(image, recipe: ImageRecipe):
         # A line of an image, a thousand times as wide as high, keeps a pixel of its height.
         inner = image.resize([max(1, round(side * shrink)) for side in image.size], method)
         padded = Image.new(image.mode, size, around[0] if image.mode == "L" else tuple(around))
-        padded.paste(inner, [(whole - side) // 2 for whole, side in zip(size, inner.size, strict=True)])
+        padded.paste(inner, ((size[0] - inner.width) // 2, (size[1] - inner.height) // 2))
         return padded
     return image.resize(size, method)
 

@@ -188,8 +188,8 @@ def _refuse_mixed_classes(place: Path, splits: dict[str, dict[str, list[Path]]])
             if earlier != split:
                 raise DataError(
                     f"In {place} the class {name!r} is in the {split} split, and as {spelled!r} in the {earlier} "
-                    "split: a class that is tested must not be trained on. Give each class to one split, or name no splits: "
-                    "then they are made."
+                    "split: a class that is tested must not be trained on. Give each class to one split, or name no "
+                    "splits: then they are made."
                 )
 
 
