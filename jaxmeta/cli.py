@@ -266,6 +266,8 @@ def _prepare_jax() -> None:
 
     # What matters of it arrives as an exception, and is said in one sentence.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Ours is said as it is, to a person.
+    logging.basicConfig(format="%(message)s")
     warnings.filterwarnings("ignore", module="orbax.*")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))

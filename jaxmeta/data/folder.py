@@ -153,9 +153,10 @@ def _report(place: Path, facts: dict[str, Any], record: Path, new: bool) -> None
         # In brackets is what differs from file to file.
         reasons.setdefault(reason.partition(" (")[0], []).append((path, reason))
     for of_reason in reasons.values():
-        examples = ", ".join(path.removeprefix(f"{facts['folder']}/") for path, _ in of_reason[:_EXAMPLES])
-        more = f" and {len(of_reason) - _EXAMPLES} more" if len(of_reason) > _EXAMPLES else ""
-        _LOG.warning("%s: %d skipped (%s%s): it %s", place, len(of_reason), examples, more, of_reason[0][1])
+        first, *others = (path.removeprefix(f"{facts['folder']}/") for path, _ in of_reason)
+        more = f" and {len(others) - _EXAMPLES} more" if len(others) > _EXAMPLES else ""
+        also = f"; likewise {', '.join(others[:_EXAMPLES])}{more}" if others else ""
+        _LOG.warning("%s: skipped %s, which %s%s", place, first, of_reason[0][1], also)
     if facts["left_out"]:
         _LOG.warning("%s: %s", place, left_out_sentence(facts["left_out"], facts["least_images"]))
     if new:

@@ -60,8 +60,11 @@ def prepare_folder(place: Path, listing: Listing, wanted: Wanted) -> tuple[Datas
         for name, of_class in classes.items()
         for file in _at_most(of_class, skipped)
     ]
-    recipe = wanted.recipe or _choose_recipe([file for *_, file in files], wanted)
-    _check_memory(place, files, recipe)
+    paths = [file for *_, file in files]
+    size = wanted.image_size or _own_size(paths) or SIZE
+    # Before anything of that size is made.
+    _check_memory(place, files, wanted.recipe or ImageRecipe(size, size, wanted.channels or 3))
+    recipe = wanted.recipe or _choose_recipe(paths, size, wanted)
     images = _read_all(place, files, recipe, skipped)
     found: dict[str, dict[str, list[np.ndarray]]] = {split: {} for split in listing.splits}
     # Grey unless there is colour; what of grey is read as colour is the same three times.
@@ -116,9 +119,8 @@ def _at_most(files: Sequence[Path], skipped: list[tuple[Path, str]]) -> list[Pat
     return [file for file in files if printable(file.name) in chosen]
 
 
-def _choose_recipe(files: Sequence[Path], wanted: Wanted) -> ImageRecipe:
-    """Tell the size, and drawings from photographs, as far as the options leave it open."""
-    size = wanted.image_size or _own_size(files) or SIZE
+def _choose_recipe(files: Sequence[Path], size: int, wanted: Wanted) -> ImageRecipe:
+    """Tell drawings from photographs, as far as the options leave it open."""
     drawn = _are_drawings(files, size) if wanted.bright_ink is None else wanted.bright_ink
     return ImageRecipe(size, size, wanted.channels or (1 if drawn else 3), "pad" if drawn else "crop", drawn)
 
