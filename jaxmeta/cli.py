@@ -16,7 +16,7 @@ import tyro
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.bench import LOADS
 from jaxmeta.config import ConfigError, check_config, check_name
-from jaxmeta.data import DATASETS, DataError
+from jaxmeta.data import DATASET_NAMES, DataError
 from jaxmeta.data.pools import cache_dir
 from jaxmeta.inner import INNER_OPTIMIZERS
 from jaxmeta.machine import Machine, open_mesh
@@ -247,7 +247,7 @@ def _list(arguments: list[str]) -> None:
         raise ConfigError(f"`jaxmeta list` takes no options; given {' '.join(arguments)}.")
     tables = {
         "presets": PRESETS,
-        "datasets": DATASETS,
+        "datasets": DATASET_NAMES,
         "algorithms": ALGORITHMS,
         "metagrads": METAGRADS,
         "estimators": ESTIMATORS,
@@ -266,6 +266,8 @@ def _prepare_jax() -> None:
 
     # What matters of it arrives as an exception, and is said in one sentence.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Ours is said as it is, to a person.
+    logging.basicConfig(format="%(message)s")
     warnings.filterwarnings("ignore", module="orbax.*")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))

@@ -28,7 +28,7 @@ OPTIONS = (
     "dataset algorithm metagrad ways shots queries inner-steps eval-inner-steps inner-lr outer-lr tasks steps seed"
 )
 OPTIONS += " norm data-dir out resume devices model-devices coordinator num-processes process-id seeds inner-lrs"
-OPTIONS += " plan memory-mib precision split within-alphabet keep-best"
+OPTIONS += " plan memory-mib precision split within-alphabet keep-best image-size"
 
 
 def command(*arguments, **options):
@@ -248,6 +248,10 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, capsys):
         ([], "usage: jaxmeta"),
         (["trian"], "Did you mean 'train'?"),
         (["train", "--dataset", "omniglt"], "Unknown dataset 'omniglt'. Did you mean 'omniglot'?"),
+        (["train", "--dataset", "floder:photos"], "Unknown dataset 'floder'. Did you mean 'folder'?"),
+        (["train", "--dataset", "folder"], "needs its path: --dataset folder:PATH"),
+        (["train", "--dataset", "folder:/no/such"], "There is no folder /no/such, and no CSV of this name"),
+        (["train", "--image-size", "84"], "--image-size 84 is nothing to --dataset glyphs"),
         (["train", "glyphs-maml-5w1"], "Did you mean 'glyphs-maml-5w1s'?"),
         (["train", "--algorithm", "mam"], "Unknown algorithm 'mam'. Did you mean 'maml'?"),
         (["train", "--metagrad", "first-order"], "Did you mean 'first_order'?"),
