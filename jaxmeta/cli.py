@@ -17,7 +17,7 @@ from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.bench import LOADS
 from jaxmeta.config import ConfigError, check_config, check_name
 from jaxmeta.data import DATASETS, DataError
-from jaxmeta.data.pools import cache_dir
+from jaxmeta.data.cache import cache_dir
 from jaxmeta.inner import INNER_OPTIMIZERS
 from jaxmeta.machine import Machine, open_mesh
 from jaxmeta.metagrad import ESTIMATORS, METAGRADS

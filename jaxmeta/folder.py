@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmeta.config import Config, ConfigError, from_json, to_json
-from jaxmeta.data.pools import cache_dir
+from jaxmeta.data.cache import cache_dir
 from jaxmeta.nn import LoweringTable
 
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe, cache_dir, cached_dataset
+from jaxmeta.data.cache import cache_dir, cached_dataset
+from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe
 
 # Scripts by split: the first words of a character's Unicode name. Latin, Greek, Cyrillic
 # and Coptic share letters and so share a split. Lisu (turned Latin capitals) and Old

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe, cached_dataset
+from jaxmeta.data.cache import cached_dataset
+from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe
 from jaxmeta.data.prepared import cache_file, compare_checksum, find_prepared, read_records
 
 # Part of the official data: images, labels; each with the SHA-256 of the file when it is decompressed.

@@ -12,17 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxmeta.data.cache import cache_dir, cached_dataset, read_dataset
 from jaxmeta.data.omniglot_splits import SPLITS, UPRIGHT_TESTS
-from jaxmeta.data.pools import (
-    ClassPool,
-    DataError,
-    Dataset,
-    ImageRecipe,
-    cache_dir,
-    cached_dataset,
-    read_dataset,
-    with_rotations,
-)
+from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe, with_rotations
 from jaxmeta.data.prepared import cache_file, find_prepared
 
 NUM_CHARACTERS, PER_CLASS, SIZE = 1623, 20, 28

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmeta.data.pools import cache_dir
+from jaxmeta.data.cache import cache_dir
 
 _LOG = logging.getLogger(__name__)
 
