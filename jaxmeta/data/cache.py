@@ -129,7 +129,7 @@ def _made(source: str, hashes: Mapping[str, str] | None, seconds: float) -> dict
 
 
 @contextlib.contextmanager
-def locked(path: Path, patience: float = PATIENCE) -> Iterator[bool]:
+def locked(path: Path, patience: float = PATIENCE) -> Iterator[str]:
     """Prepare or remove a cached file while no other process does.
 
     The lock is the operating system's and ends with the process that holds it, however that ends.
@@ -139,7 +139,7 @@ def locked(path: Path, patience: float = PATIENCE) -> Iterator[bool]:
       patience: Seconds to wait for another process.
 
     Yields:
-      Whether the lock is held; it is not where files cannot be locked, or where another process does not let go of it.
+      "mine"; "taken" if another process does not let go of it; "none" where files cannot be locked.
     """
     # Not needed to open what is prepared, and not quite free to import.
     from filelock import FileLock
@@ -148,16 +148,16 @@ def locked(path: Path, patience: float = PATIENCE) -> Iterator[bool]:
     lock_file = path.with_name(f".{path.name}.lock")
     # A soft lock, which is a mere file, would outlive a process that is killed.
     lock = FileLock(lock_file, fallback_to_soft=False)
-    held = False
+    state = "none"
     try:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            held = _acquire(lock, path, patience)
-        if held:
+            state = "mine" if _acquire(lock, path, patience) else "taken"
+        if state == "mine":
             _remove_drafts(path)
-        yield held
+        yield state
     finally:
-        if held:
+        if state == "mine":
             # Before it is released: who waits for a file that is gone makes a new one.
             with contextlib.suppress(OSError):
                 lock_file.unlink()

@@ -27,6 +27,10 @@ MAP_FROM = 256 << 20
 SAMPLED = 64
 
 
+class VersionError(DataError):
+    """A whole file of another version of the library."""
+
+
 def write_dataset(path: Path, dataset: Dataset, made: Mapping[str, Any] | None = None) -> None:
     """Write a data set of class pools to one `.npz` file, all of it or nothing.
 
@@ -114,7 +118,7 @@ def read_dataset(path: Path) -> Dataset:
         _check_samples(path, header, arrays)
     elif stored != _digest(arrays):
         raise _unusable(path, "its contents do not match its checksum")
-    return _dataset(header, arrays)
+    return _dataset(path, header, arrays)
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], Dataset]:
@@ -133,7 +137,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], Dataset]:
     header, arrays, _ = _load(path, map_from=1 << 16)
     if "samples" in header:
         _check_samples(path, header, arrays)
-    return header, _dataset(header, arrays)
+    return header, _dataset(path, header, arrays)
 
 
 def verify_dataset(path: Path) -> None:
@@ -175,7 +179,7 @@ def _load(path: Path, map_from: int) -> tuple[dict[str, Any], dict[str, np.ndarr
             raise
         raise _unusable(path, error) from error
     if version != FORMAT_VERSION:
-        raise DataError(f"{path} has format {version}; this version reads {FORMAT_VERSION}. Replace it.")
+        raise VersionError(f"{path} has format {version}; this version reads {FORMAT_VERSION}. Replace it.")
     return header, arrays, stored
 
 
@@ -196,19 +200,17 @@ def _read_member(file: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo
     return np.memmap(file, dtype, "r", place, shape)
 
 
-def _dataset(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Dataset:
-    names = _tuples(header["class_names"])
-    splits = {split: ClassPool(arrays[f"{split}.images"], arrays[f"{split}.counts"]) for split in names}
-    # Files of earlier versions have neither recipe nor groups.
-    recipe, groups = header.get("recipe"), header.get("groups")
-    return Dataset(
-        header["name"],
-        header["kind"],
-        splits,
-        names,
-        groups=None if groups is None else _tuples(groups),
-        recipe=None if recipe is None else ImageRecipe.from_json(recipe),
-    )
+def _dataset(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Dataset:
+    try:
+        names = _tuples(header["class_names"])
+        splits = {split: ClassPool(arrays[f"{split}.images"], arrays[f"{split}.counts"]) for split in names}
+        # Files of earlier versions have neither recipe nor groups.
+        recipe, groups = header.get("recipe"), header.get("groups")
+        groups = None if groups is None else _tuples(groups)
+        recipe = None if recipe is None else ImageRecipe.from_json(recipe)
+        return Dataset(header["name"], header["kind"], splits, names, groups, recipe)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _unusable(path, f"{type(error).__name__} in its header: {error}") from error
 
 
 def _tuples(lists: Mapping[str, list[str]]) -> dict[str, tuple[str, ...]]:
@@ -217,7 +219,8 @@ def _tuples(lists: Mapping[str, list[str]]) -> dict[str, tuple[str, ...]]:
 
 def _check_samples(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     for split, digest in header["samples"].items():
-        if _sample_digest(arrays[f"{split}.images"]) != digest:
+        images = arrays.get(f"{split}.images")
+        if images is None or _sample_digest(images) != digest:
             raise _unusable(path, f"{split}.images does not match its checksum")
 
 
