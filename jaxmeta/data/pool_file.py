@@ -39,6 +39,7 @@ def write_dataset(path: Path, dataset: Dataset) -> None:
         "kind": dataset.kind,
         "class_names": dataset.class_names,
         "recipe": None if dataset.recipe is None else dataset.recipe._asdict(),
+        "origin": dataset.origin,
     }
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
     arrays["sha256"] = np.frombuffer(_digest(arrays).encode(), np.uint8)
@@ -92,7 +93,7 @@ def read_dataset(path: Path) -> Dataset:
     splits = {split: ClassPool(arrays[f"{split}.images"], arrays[f"{split}.counts"]) for split in names}
     # Files of earlier versions have none.
     recipe = header.get("recipe") and ImageRecipe.from_json(header["recipe"])
-    return Dataset(header["name"], header["kind"], splits, names, recipe=recipe or None)
+    return Dataset(header["name"], header["kind"], splits, names, recipe=recipe or None, origin=header.get("origin"))
 
 
 def _unusable(path: Path, reason: object) -> DataError:
