@@ -42,6 +42,44 @@ class PoolPlan(NamedTuple):
     edit: Callable[[bytes], bytes] | None = None
 
 
+def photographs(image_size: int | None, default: int) -> ImageRecipe:
+    """Make the recipe of square colour photographs, cut to their middle.
+
+    Args:
+      image_size: Pixels a side, as asked for; None for the default.
+      default: What is usual for the data set.
+
+    Returns:
+      The recipe.
+
+    Raises:
+      DataError: a size that is none.
+    """
+    size = default if image_size is None else image_size
+    if type(size) is not int or size < 1:
+        raise DataError(f"image_size is a number of pixels a side, 1 or more; given {size!r}.")
+    return ImageRecipe(size, size, 3)
+
+
+def split_classes(class_names: Sequence[str], held_out: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Make a class split of what is held out of training; the rest is for training.
+
+    Args:
+      class_names: All classes.
+      held_out: The classes of "validation" and of "test".
+
+    Returns:
+      "train", "validation" and "test", each in the order of `class_names`.
+
+    Example:
+      >>> split_classes("abcd", {"validation": "c", "test": "a"})
+      {'train': ('b', 'd'), 'validation': ('c',), 'test': ('a',)}
+    """
+    taken = {name for names in held_out.values() for name in names}
+    chosen = {"train": set(class_names) - taken, **{split: set(names) for split, names in held_out.items()}}
+    return {split: tuple(name for name in class_names if name in of_split) for split, of_split in chosen.items()}
+
+
 def pool_dataset(plan: PoolPlan, data_dir: Path | None = None) -> Dataset:
     """Open the pools of a data set, or prepare and cache them.
 

@@ -68,6 +68,7 @@ class ArchiveSource(NamedTuple):
       class_names: `(paths) -> names`, all of them in order.
       examples: `(paths) -> Iterator[Example]`; paths by the names of `files`.
       parts: What `Example.part` may be.
+      remark: What is different about this packing, to be said in the log.
     """
 
     name: str
@@ -80,6 +81,7 @@ class ArchiveSource(NamedTuple):
     class_names: Callable[[Mapping[str, Path]], Sequence[str]]
     examples: Callable[[Mapping[str, Path]], Iterator[Example]]
     parts: tuple[str, ...] = ("images",)
+    remark: str = ""
 
 
 def find_source(sources: Sequence[ArchiveSource], folder: Path) -> tuple[ArchiveSource, dict[str, Path]] | None:
@@ -122,6 +124,8 @@ def check_hashes(source: ArchiveSource, paths: Mapping[str, Path]) -> dict[str, 
       The SHA-256 of each file by its published name.
     """
     hashes = {}
+    if source.remark:
+        _LOG.warning("%s: %s", " and ".join(str(paths[file.name]) for file in source.files), source.remark)
     for published in source.files:
         path = paths[published.name]
         if not path.is_file():
