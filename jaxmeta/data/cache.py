@@ -12,7 +12,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxmeta"
 
 
-def cached_dataset(
-    path: Path, build: Callable[[], Dataset], *, source: str = "", hashes: Mapping[str, str] | None = None
-) -> Dataset:
+def cached_dataset(path: Path, build: Callable[[], Dataset], *, source: str = "") -> Dataset:
     """Open a prepared data set, or prepare it and leave it for the next time.
 
     A file that is damaged or of another version is rebuilt, with a warning. Of several
@@ -58,8 +56,7 @@ def cached_dataset(
     Args:
       path: The `.npz` file.
       build: Prepares the data set; called only when the file cannot be used.
-      source: Where it is prepared from, to be kept with it: a folder or an address.
-      hashes: SHA-256 of the files it is prepared from, by name, to be kept with it.
+      source: Where it is prepared from, a folder or an address, to be kept with it (as is its `origin`).
 
     Returns:
       The data set, with NumPy arrays; large ones are read-only maps of the file.
@@ -91,7 +88,7 @@ def cached_dataset(
         dataset = build()
         seconds = time.perf_counter() - began
         try:
-            write_dataset(path, dataset, _made(source, hashes, seconds))
+            write_dataset(path, dataset, _made(source, seconds))
             _LOG.info("prepared in %.1f s and kept in %s", seconds, path, extra={"cached": path})
         except OSError as error:
             warnings.warn(
@@ -114,7 +111,7 @@ def _open(path: Path) -> tuple[Dataset | None, str]:
     return dataset, ""
 
 
-def _made(source: str, hashes: Mapping[str, str] | None, seconds: float) -> dict[str, Any]:
+def _made(source: str, seconds: float) -> dict[str, Any]:
     versions = {}
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -123,7 +120,6 @@ def _made(source: str, hashes: Mapping[str, str] | None, seconds: float) -> dict
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 2),
         "source": source,
-        "hashes": dict(hashes or {}),
         "versions": versions,
     }
 

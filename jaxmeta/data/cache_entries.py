@@ -58,7 +58,7 @@ def cache_entries(known: Collection[str], folder: Path | None = None) -> list[Ca
         return []
     # A link may lead to a file that belongs elsewhere.
     present = {path.name for path in folder.iterdir() if path.is_file() and not path.is_symlink()}
-    left_over = {match["name"] for match in map(_LEFT_OVER.fullmatch, present) if match}
+    left_over = {name for name in map(_left_over_of, present) if name}
     pools = {name for name in present if name.endswith(".npz") and not name.startswith(".")}
     entries = (_entry(folder / name, known) for name in sorted(pools | left_over))
     return [entry for entry in entries if entry is not None]
@@ -78,11 +78,15 @@ def _entry(path: Path, known: Collection[str]) -> CacheEntry | None:
         return CacheEntry(path, size, "damaged", str(error)) if ours else None
 
 
+def _left_over_of(name: str) -> str | None:
+    match = _LEFT_OVER.fullmatch(name)
+    return match and match["name"]
+
+
 def _files(path: Path) -> list[Path]:
     """List what belongs to a prepared data set: its file, the notes beside it, and what was left over."""
     own = [path, path.with_suffix(".json")] if path.exists() else []
-    left = [file for file in path.parent.glob(".*") if (match := _LEFT_OVER.fullmatch(file.name))]
-    left = [file for file in left if _LEFT_OVER.fullmatch(file.name)["name"] == path.name]  # pyright: ignore
+    left = [file for file in path.parent.glob(".*") if _left_over_of(file.name) == path.name]
     return [file for file in [*own, *left] if file.is_file()]
 
 

@@ -69,11 +69,9 @@ def load_mnist(*, data_dir: Path | None = None) -> Dataset:
     if prepared is not None:
         # Decoding 70,000 PNG files takes a while.
         files = [path for path in sorted(prepared.iterdir()) if path.is_file()]
+        path, origin = cache_file(f"mnist-{RECIPE}", files), file_hashes(files)
         return cached_dataset(
-            cache_file(f"mnist-{RECIPE}", files),
-            lambda: _dataset(_read_prepared(prepared)),
-            source=str(prepared),
-            hashes=file_hashes(files),
+            path, lambda: _dataset(_read_prepared(prepared))._replace(origin=origin), source=str(prepared)
         )
     missing = [name for name in NAMES if name not in paths]
     state = "none of this" if folder.is_dir() else "no such folder"

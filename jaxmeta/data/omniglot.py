@@ -104,7 +104,7 @@ def load_omniglot(
         turned = rotations and (part == "train" or split not in UPRIGHT_TESTS)
         pools[part], pool_names[part] = with_rotations(pool, of_pool) if turned else (pool, of_pool)
     groups = {part: tuple(map(alphabet_of, of_part)) for part, of_part in pool_names.items()}
-    return Dataset("omniglot", "classification", pools, pool_names, groups, DRAWINGS)
+    return Dataset("omniglot", "classification", pools, pool_names, groups, DRAWINGS, base.origin)
 
 
 def alphabet_of(name: str) -> str:
@@ -128,9 +128,8 @@ def _base(data_dir: Path | None) -> Dataset:
     """Return all characters, in one split "all", from wherever they are."""
     if data_dir is None:
         # A download has the published checksums, or is refused.
-        hashes = {name: sha256 for name, _, sha256 in ARCHIVES.values()}
-        path = cache_dir() / f"omniglot-{RECIPE}.npz"
-        return cached_dataset(path, lambda: _from_archives(None), source=HOME, hashes=hashes)
+        origin = {name: sha256 for name, _, sha256 in ARCHIVES.values()}
+        return _cached(cache_dir() / f"omniglot-{RECIPE}.npz", lambda: _from_archives(None), HOME, origin)
     pool, prepared = _find_pool(data_dir), find_prepared(data_dir, BUILDERS)
     if pool is not None:
         dataset = read_dataset(pool)
@@ -139,11 +138,13 @@ def _base(data_dir: Path | None) -> Dataset:
         return dataset
     if prepared is not None:
         files = [file for file in sorted(prepared.iterdir()) if "-small" not in file.name]
-        return _cached(prepared, files, lambda: _from_prepared(prepared))
+        path = cache_file(f"omniglot-{RECIPE}", files)
+        return _cached(path, lambda: _from_prepared(prepared), str(prepared), file_hashes(files))
     present = [name for name in NEEDED_ARCHIVES if (data_dir / name).is_file()]
     if len(present) == len(NEEDED_ARCHIVES):
         files = [data_dir / name for name in NEEDED_ARCHIVES]
-        return _cached(data_dir, files, lambda: _from_archives(data_dir))
+        path = cache_file(f"omniglot-{RECIPE}", files)
+        return _cached(path, lambda: _from_archives(data_dir), str(data_dir), file_hashes(files))
     state = f"only {present[0]}" if present else "none of this" if data_dir.is_dir() else "no such folder"
     raise DataError(
         f"No Omniglot in data_dir {data_dir}: {state}. It should hold a copy prepared by "
@@ -152,9 +153,8 @@ def _base(data_dir: Path | None) -> Dataset:
     )
 
 
-def _cached(folder: Path, files: list[Path], build: Callable[[], Dataset]) -> Dataset:
-    """Open or prepare the pool of a copy, known by its contents."""
-    return cached_dataset(cache_file(f"omniglot-{RECIPE}", files), build, source=str(folder), hashes=file_hashes(files))
+def _cached(path: Path, build: Callable[[], Dataset], source: str, origin: dict[str, str]) -> Dataset:
+    return cached_dataset(path, lambda: build()._replace(origin=origin), source=source)
 
 
 def _find_pool(data_dir: Path) -> Path | None:

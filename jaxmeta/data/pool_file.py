@@ -55,6 +55,7 @@ def write_dataset(path: Path, dataset: Dataset, made: Mapping[str, Any] | None =
         "class_names": dataset.class_names,
         "groups": dataset.groups,
         "recipe": None if dataset.recipe is None else dataset.recipe._asdict(),
+        "origin": dataset.origin,
         "samples": {split: _sample_digest(arrays[f"{split}.images"]) for split in dataset.splits},
         "made": dict(made or {}),
     }
@@ -204,11 +205,11 @@ def _dataset(path: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndar
     try:
         names = _tuples(header["class_names"])
         splits = {split: ClassPool(arrays[f"{split}.images"], arrays[f"{split}.counts"]) for split in names}
-        # Files of earlier versions have neither recipe nor groups.
+        # Files of earlier versions have none of these.
         recipe, groups = header.get("recipe"), header.get("groups")
         groups = None if groups is None else _tuples(groups)
         recipe = None if recipe is None else ImageRecipe.from_json(recipe)
-        return Dataset(header["name"], header["kind"], splits, names, groups, recipe)
+        return Dataset(header["name"], header["kind"], splits, names, groups, recipe, header.get("origin"))
     except (KeyError, TypeError, AttributeError) as error:
         raise _unusable(path, f"{type(error).__name__} in its header: {error}") from error
 
