@@ -89,7 +89,7 @@ def cached_dataset(path: Path, build: Callable[[], Dataset], *, source: str = ""
         seconds = time.perf_counter() - began
         try:
             write_dataset(path, dataset, _made(source, seconds))
-            _LOG.info("prepared in %.1f s and kept in %s", seconds, path, extra={"cached": path})
+            _LOG.info("prepared in %.1f s and kept in %s", seconds, path, extra={"cached": path, "prepared": True})
         except OSError as error:
             warnings.warn(
                 f"The prepared data could not be kept in {path} ({error.strerror or error}), so it will be "
