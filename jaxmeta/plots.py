@@ -1,5 +1,6 @@
 """Pictures of a run. matplotlib is imported when one is drawn."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,14 +121,16 @@ def plot_task(path: Path, support: np.ndarray, query: np.ndarray, names: Sequenc
     hidden = f" (the first {rows} of {len(names)} classes)" if rows < len(names) else ""
     # Beside the images: a column for the names, twice as wide, and a narrow gap between support and query.
     widths = [2.0, *[1.0] * shots, 0.25, *[1.0] * queries]
-    figure = _figure(max(5.5, 0.95 * sum(widths)), 0.98 * rows + 0.9)
+    figure = _figure(max(5.5, 0.95 * sum(widths)), 0.9 * rows + 0.9)
     figure.suptitle(title + hidden, fontsize=10)
     grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
     for axes in grid.flat:
         axes.set_axis_off()
     for row, name in zip(grid, names, strict=False):
+        # Also broken after a slash or an underscore, as in "Greek/character01".
+        lines = textwrap.wrap(re.sub(r"([/_])(?=\S)", r"\1\0 ", name), 18, max_lines=4, placeholder=" ...")
         # Anything may be the name of a folder: a dollar sign begins no formula here.
-        text = "\n".join(textwrap.wrap(name, 18, max_lines=4, placeholder=" ...")).replace("$", r"\$")
+        text = re.sub("\0 ?", "", "\n".join(lines)).replace("$", r"\$")
         row[0].text(1, 0.5, text, ha="right", va="center", fontsize=9, color=TRUTH, transform=row[0].transAxes)
     for start, batch, label in ((1, support, "support"), (2 + shots, query, "query")):
         grid[0, start].set_title(label, fontsize=9, loc="left")

@@ -79,7 +79,7 @@ def cached_dataset(path: Path, build: Callable[[], Dataset], *, source: str = ""
         return dataset
     if amiss:
         warnings.warn(f"The cached data is prepared again: {amiss}", stacklevel=2)
-    with locked(path):
+    with locked(path, PATIENCE):
         # Another process may have prepared it meanwhile.
         dataset, _ = _open(path)
         if dataset is not None:
@@ -125,7 +125,7 @@ def _made(source: str, seconds: float) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, patience: float = PATIENCE) -> Iterator[str]:
+def locked(path: Path, patience: float) -> Iterator[str]:
     """Prepare or remove a cached file while no other process does.
 
     The lock is the operating system's and ends with the process that holds it, however that ends.

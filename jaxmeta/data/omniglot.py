@@ -221,7 +221,7 @@ def _from_prepared(folder: Path) -> Dataset:
     # Prepared copies are shuffled, each in its way: the bits of a drawing give it its place.
     images = np.stack([[image for _, image in sorted(drawings[name], key=_bits)] for name in names])
     pool = ClassPool(images[..., None], np.full(len(names), PER_CLASS, np.int32))
-    return Dataset("omniglot", "classification", {"all": pool}, {"all": names})
+    return Dataset("omniglot", "classification", {"all": pool}, {"all": names}, recipe=DRAWINGS)
 
 
 def _bits(drawing: tuple[bytes, np.ndarray]) -> bytes:
