@@ -17,7 +17,7 @@ from typing import Any
 
 from jaxmeta.config import Config, ConfigError, from_json, to_json
 from jaxmeta.data import Dataset, split_name
-from jaxmeta.data.pools import cache_dir
+from jaxmeta.data.cache import cache_dir
 from jaxmeta.nn import LoweringTable
 
 

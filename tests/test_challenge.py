@@ -279,7 +279,7 @@ def test_background_is_a_function_of_its_seed():
 @pytest.fixture
 def small_omniglot(tmp_path, monkeypatch):
     """A prepared pool of characters of seven alphabets, as a folder."""
-    from jaxmeta.data.pools import write_dataset
+    from jaxmeta.data.cache import write_dataset
 
     sizes = {"Balinese": 3, "Early_Aramaic": 2, "Greek": 4, "Hebrew": 3, "Latin": 2, "Tagalog": 2, "Tengwar": 3}
     names = tuple(f"{alphabet}/character{n:02d}" for alphabet, size in sizes.items() for n in range(1, size + 1))

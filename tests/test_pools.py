@@ -10,8 +10,9 @@ import warnings
 import numpy as np
 import pytest
 
-from jaxmeta.data import pools
-from jaxmeta.data.pools import ClassPool, DataError, Dataset, cached_dataset, read_dataset, write_dataset
+from jaxmeta.data import cache, pool_file, pools
+from jaxmeta.data.cache import cached_dataset, read_dataset, write_dataset
+from jaxmeta.data.pools import ClassPool, DataError, Dataset
 
 
 def toy(seed=0, classes=3):
@@ -45,10 +46,10 @@ def test_second_opening_reads_the_file(tmp_path):
 
 def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("JAXMETA_CACHE", str(tmp_path / "own"))
-    assert pools.cache_dir() == tmp_path / "own"
+    assert cache.cache_dir() == tmp_path / "own"
     monkeypatch.delenv("JAXMETA_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert pools.cache_dir() == tmp_path / "jaxmeta"
+    assert cache.cache_dir() == tmp_path / "jaxmeta"
 
 
 def cut(path):
@@ -96,7 +97,7 @@ def test_a_damaged_file_is_named_and_rebuilt(tmp_path, damage):
 
 def test_another_format_is_named_and_rebuilt(tmp_path, monkeypatch):
     path = tmp_path / "toy.npz"
-    monkeypatch.setattr(pools, "FORMAT_VERSION", 0)
+    monkeypatch.setattr(pool_file, "FORMAT_VERSION", 0)
     write_dataset(path, toy())
     monkeypatch.undo()
     with pytest.warns(UserWarning, match="has format 0; this version reads 1"):
@@ -143,7 +144,8 @@ def test_a_full_disk_leaves_no_half_file(tmp_path):
     code = """
         import resource, sys, warnings, numpy as np
         from pathlib import Path
-        from jaxmeta.data.pools import ClassPool, Dataset, cached_dataset
+        from jaxmeta.data.cache import cached_dataset
+        from jaxmeta.data.pools import ClassPool, Dataset
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         pool = ClassPool(np.ones([50, 4, 28, 28, 1], np.uint8), np.full(50, 4, np.int32))
         toy = Dataset("toy", "classification", {"train": pool}, {"train": ("a",) * 50})
@@ -169,7 +171,8 @@ def test_writers_at_once_leave_one_whole_file(tmp_path):
     code = """
         import sys, numpy as np
         from pathlib import Path
-        from jaxmeta.data.pools import ClassPool, Dataset, read_dataset, write_dataset
+        from jaxmeta.data.cache import read_dataset, write_dataset
+        from jaxmeta.data.pools import ClassPool, Dataset
         path, value = Path(sys.argv[1]), int(sys.argv[2])
         pool = ClassPool(np.full([200, 4, 28, 28, 1], value, np.uint8), np.full(200, 4, np.int32))
         for _ in range(10):

@@ -13,10 +13,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from jaxmeta.data.cache import cache_dir, cached_dataset
 from jaxmeta.data.folder_pool import Wanted, left_out_sentence, prepare_folder
 from jaxmeta.data.images import reads_heic
 from jaxmeta.data.labelled import Listing, list_labelled, printable
-from jaxmeta.data.pools import DataError, Dataset, ImageRecipe, cache_dir, cached_dataset
+from jaxmeta.data.pools import DataError, Dataset, ImageRecipe
 
 RECIPE = 1  # Part of the key of the cached file: raise it when the images or the splits change.
 _EXAMPLES = 3
