@@ -1,10 +1,11 @@
 """The folder of a run: its configuration, its log, and files that are whole or not there.
 
 config.json     the configuration, with what was chosen automatically
+data.json       what of the data a learner was built for: kind, number of training classes, recipe of the images
 lowerings.json  which way each convolution of a step, and of an evaluation, is computed
 metrics.jsonl   one row for each logged step and each validation
 checkpoints/    the two latest and the best, or several of the best
-curves.png, episode.png, result.json   at the end
+curves.png, episode.png, result.json, calibration.json   at the end
 """
 
 import contextlib
@@ -155,7 +156,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a file under another name and move it into place: a reader meets the old or the new."""
     temporary = path.with_suffix(path.suffix + ".part")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
