@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import warnings
+from functools import partial
 
 import tyro
 
@@ -40,6 +41,8 @@ commands:
   plan [PRESET]    time the ways of computing a run's step on this machine
   evaluate RUN     judge a run's best checkpoint
   compare RUN RUN  judge two runs on the same tasks, and the difference between them
+  adapt RUN        teach a run new classes by a folder of a few images, and label others
+  predict SAVED    label images with what adapt --save kept
   bench [LOAD ...] measure what a meta-step costs on this machine
   data COMMAND     prepared datasets: list, prepare, verify, clear, show
   list             what there is: presets, datasets, algorithms, strategies, models
@@ -63,6 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
         "plan": _plan,
         "evaluate": _evaluate,
         "compare": _compare,
+        "adapt": partial(_serve, "adapt"),
+        "predict": partial(_serve, "predict"),
         "bench": _bench,
         "data": run_data_command,
         "list": _list,
@@ -209,6 +214,18 @@ def _compare(arguments: list[str]) -> None:
     )
     if not result["paired"]:
         print("the two runs met different tasks, so that no difference between them is given", file=sys.stderr)
+    _print_result(result)
+
+
+def _serve(command: str, arguments: list[str]) -> None:
+    from jaxmeta.options import AdaptOptions, PredictOptions
+    from jaxmeta.serve import commands
+
+    kind = {"adapt": AdaptOptions, "predict": PredictOptions}[command]
+    options = tyro.cli(kind, args=arguments, prog=f"jaxmeta {command}")
+    result = getattr(commands, command)(**vars(options))
+    for sentence in (*result["notes"], *(f"skipped: {sentence}" for sentence in result["skipped"])):
+        print(sentence, file=sys.stderr)
     _print_result(result)
 
 

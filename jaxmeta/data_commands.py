@@ -40,6 +40,7 @@ NEEDS = {
     "omniglot": "a network, or --data-dir with the published archives or a copy of tensorflow-datasets",
     "mnist": "--data-dir with the four original files or a copy of tensorflow-datasets",
     "sinusoid": "nothing: made as it is used",
+    "folder": "folder:PATH, with a folder for each class, or a CSV of path and label",
 }
 
 

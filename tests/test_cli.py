@@ -19,7 +19,7 @@ from jaxmeta.checkpoint import checkpoint_steps
 from jaxmeta.cli import main
 from jaxmeta.config import Config, check_config, to_json
 from jaxmeta.machine import Machine
-from jaxmeta.options import CompareOptions, EvaluateOptions, RunOptions, SweepOptions
+from jaxmeta.options import AdaptOptions, CompareOptions, EvaluateOptions, PredictOptions, RunOptions, SweepOptions
 from jaxmeta.presets import DEFAULT_PRESETS, PRESETS
 
 SINUSOID = ["--dataset", "sinusoid", "--tasks", "4", "--log-every", "5", "--checkpoint-every", "5"]
@@ -107,6 +107,10 @@ def test_classification_run_on_glyphs(tmp_path, capsys):
     assert 0.15 < result["accuracy"] <= 1 and 0 < result["ci95"] < 1
     assert (result["ways"], result["shots"], result["dataset"], result["norm"]) == (5, 1, "glyphs", "inductive")
     assert (run / "episode.png").stat().st_size > 5000
+    # What it takes to use the run without its data, and how sure its predictions are.
+    data, calibration = (json.loads((run / name).read_text()) for name in ("data.json", "calibration.json"))
+    assert data["kind"] == "classification" and data["classes"] > 500 and data["recipe"]["bright_ink"] is True
+    assert calibration["tasks"] == 8 and 0 <= calibration["error_after"] <= 1 and calibration["temperature"] > 0
 
 
 def test_resume_is_exact(tmp_path, capsys):
@@ -372,10 +376,11 @@ def test_help_explains_every_option_with_its_default():
     assert words.count("(default:") == sum(
         map(len, map(dataclasses.fields, (Config, RunOptions, Machine, SweepOptions)))
     )
-    for options, name in ((EvaluateOptions, "evaluate"), (CompareOptions, "compare")):
+    judging = ((EvaluateOptions, "evaluate"), (CompareOptions, "compare"))
+    for options, name in (*judging, (AdaptOptions, "adapt"), (PredictOptions, "predict")):
         words = " ".join(command(name, "--help").stdout.replace("│", " ").split())
         fields = [field for field in dataclasses.fields(options) if field.default is not dataclasses.MISSING]
-        assert words.count("(default:") == len(fields) and words.count("RUN") > 0
+        assert words.count("(default:") == len(fields) and any(place in words for place in ("RUN", "SAVED"))
         assert all(f"--{field.name.replace('_', '-')}" in words for field in fields)
 
 

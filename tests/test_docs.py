@@ -81,7 +81,7 @@ def test_command_lines_in_the_readme_parse():
         command: subprocess.run(
             [sys.executable, "-m", "jaxmeta", command, "--help"], capture_output=True, text=True, check=True
         ).stdout
-        for command in ("train", "plan", "evaluate", "compare", "bench", "list")
+        for command in ("train", "plan", "evaluate", "compare", "adapt", "predict", "bench", "list")
     }
     lines = [line for block in readme_blocks("bash")[2:] for line in block.splitlines() if line.startswith("jaxmeta ")]
     assert lines

@@ -48,9 +48,14 @@ def test_same_tasks_whatever_the_chunk(source):
             num_tasks=10,
             num_steps=2,
             task_chunk=chunk,
-        ).metrics["loss"]
+        )
         for chunk in (1, 4)
     ]
+    predicted = results[1].predicted
+    assert predicted.outputs.shape == (10, 6, 3) and predicted.weights.all()
+    right = predicted.outputs.argmax(-1) == predicted.targets
+    np.testing.assert_allclose(right.mean(1), results[1].metrics["accuracy"].per_task, rtol=1e-6)
+    results = [result.metrics["loss"] for result in results]
     assert len(results[0].per_task) == len(results[1].per_task) == 10
     np.testing.assert_allclose(results[0].per_task, results[1].per_task, rtol=1e-4)
     assert np.ptp(results[0].per_task) > 0

@@ -34,6 +34,7 @@ FONTS = (
 SIZE = 28
 LETTERS = ImageRecipe(SIZE, SIZE, 1, fit="pad", bright_ink=True)
 PER_CLASS = 20
+LETTERS = ImageRecipe(SIZE, SIZE, 1, fit="pad", bright_ink=True)
 RECIPE = 1  # Part of the name of the cached file: raise it when the images change.
 _FINE = 2 * SIZE  # Letters are drawn and turned at twice the size, then halved.
 _POINTS = 36  # One size for all letters, in pixels of the fine frame.
