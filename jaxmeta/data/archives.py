@@ -202,7 +202,13 @@ def _zip_members(path: Path, pattern: re.Pattern) -> Iterator[tuple[re.Match, by
 
 
 def _tar_members(path: Path, pattern: re.Pattern) -> Iterator[tuple[re.Match, bytes]]:
-    with tarfile.open(path, "r:*") as archive:
+    try:
+        archive = tarfile.open(path, "r:*")
+    except tarfile.ReadError as error:
+        # What tarfile says of each packing that it tried takes five lines.
+        size = path.stat().st_size
+        raise damaged(path, f"its {size:,} bytes are no zip and no tar archive" if size else "it is empty") from error
+    with archive:
         for member in archive:
             match = pattern.fullmatch(_inside(path, member.name))
             if member.issym() or member.islnk():

@@ -103,9 +103,7 @@ def load_fc100(*, data_dir: Path | None = None, image_size: int | None = None) -
     return _load("fc100", splits, data_dir, image_size)
 
 
-def _load(
-    name: str, held_out: Mapping[str, Sequence[str]], data_dir: Path | None, image_size: int | None
-) -> Dataset:
+def _load(name: str, held_out: Mapping[str, Sequence[str]], data_dir: Path | None, image_size: int | None) -> Dataset:
     splits = split_classes(CLASSES, held_out)
     plan = PoolPlan(
         name=name,
