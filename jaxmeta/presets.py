@@ -18,6 +18,21 @@ _OMNIGLOT = Config(
 )
 _TWENTY_WAY = {"ways": 20, "inner_steps": 5, "eval_inner_steps": 5, "inner_lr": 0.1, "tasks": 16}
 _FIVE_SHOT = {"shots": 5, "queries": 5, "eval_queries": 5}
+# MAML's setting for mini-ImageNet, for photographs of whatever size.
+_PHOTOGRAPHS = Config(
+    norm="transductive",
+    model="conv4",
+    queries=15,
+    inner_steps=5,
+    eval_inner_steps=10,
+    inner_lr=0.01,
+    outer_lr=1e-3,
+    outer_schedule="constant",
+    tasks=4,
+    steps=60000,
+    log_every=50,
+    checkpoint_every=1000,
+)
 
 PRESETS = {
     "glyphs-maml-5w1s": Config(),
@@ -39,6 +54,13 @@ PRESETS = {
         outer_lr=1e-3,
         tasks=4,
     ),
+    # Four, three and three classes.
+    "cifar10-maml-3w1s": dataclasses.replace(_PHOTOGRAPHS, dataset="cifar10", ways=3),
+    "cifar-fs-maml-5w1s": dataclasses.replace(_PHOTOGRAPHS, dataset="cifar_fs"),
+    "fc100-maml-5w1s": dataclasses.replace(_PHOTOGRAPHS, dataset="fc100"),
+    "cub-maml-5w1s": dataclasses.replace(_PHOTOGRAPHS, dataset="cub"),
+    "vgg-flowers-maml-5w1s": dataclasses.replace(_PHOTOGRAPHS, dataset="vgg_flowers"),
+    "fgvc-aircraft-maml-5w1s": dataclasses.replace(_PHOTOGRAPHS, dataset="fgvc_aircraft"),
     "sinusoid-maml": Config(
         dataset="sinusoid",
         model="mlp",
@@ -61,6 +83,12 @@ DEFAULT_PRESETS = {
     "glyphs": "glyphs-maml-5w1s",
     "omniglot": "omniglot-maml-5w1s",
     "mnist": "mnist-maml-5w1s",
+    "cifar10": "cifar10-maml-3w1s",
+    "cifar_fs": "cifar-fs-maml-5w1s",
+    "fc100": "fc100-maml-5w1s",
+    "cub": "cub-maml-5w1s",
+    "vgg_flowers": "vgg-flowers-maml-5w1s",
+    "fgvc_aircraft": "fgvc-aircraft-maml-5w1s",
     "sinusoid": "sinusoid-maml",
     "folder": "folder-maml-5w1s",
 }

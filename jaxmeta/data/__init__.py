@@ -3,6 +3,9 @@
 import jax
 
 from jaxmeta.data.challenge import challenge_source, load_challenge, load_challenge_drawings
+from jaxmeta.data.cifar10 import load_cifar10, load_cifar10_arrays
+from jaxmeta.data.cifar100 import load_cifar_fs, load_fc100
+from jaxmeta.data.cub import load_cub
 from jaxmeta.data.divide import divide_classes
 from jaxmeta.data.episodes import (
     EpisodeSpec,
@@ -13,6 +16,7 @@ from jaxmeta.data.episodes import (
     task_keys,
     within_groups,
 )
+from jaxmeta.data.fgvc_aircraft import load_fgvc_aircraft
 from jaxmeta.data.folder import load_folder
 from jaxmeta.data.glyphs import load_glyphs
 from jaxmeta.data.mnist import load_mnist
@@ -21,11 +25,18 @@ from jaxmeta.data.pairs import Pairs, sample_pairs
 from jaxmeta.data.pools import ClassPool, DataError, Dataset
 from jaxmeta.data.sinusoid import load_sinusoid, sample_sinusoids
 from jaxmeta.data.sources import fixed_source, sample_classification
+from jaxmeta.data.vgg_flowers import load_vgg_flowers
 
 DATASETS = {
     "glyphs": load_glyphs,
     "omniglot": load_omniglot,
     "mnist": load_mnist,
+    "cifar10": load_cifar10,
+    "cifar_fs": load_cifar_fs,
+    "fc100": load_fc100,
+    "cub": load_cub,
+    "vgg_flowers": load_vgg_flowers,
+    "fgvc_aircraft": load_fgvc_aircraft,
     "sinusoid": load_sinusoid,
     # Asked for as folder:PATH.
     "folder": load_folder,
@@ -102,10 +113,17 @@ __all__ = [
     "load_challenge",
     "load_challenge_drawings",
     "load_folder",
+    "load_cifar10",
+    "load_cifar10_arrays",
+    "load_cifar_fs",
+    "load_cub",
+    "load_fc100",
+    "load_fgvc_aircraft",
     "load_glyphs",
     "load_mnist",
     "load_omniglot",
     "load_sinusoid",
+    "load_vgg_flowers",
     "sample_classification",
     "sample_episode",
     "sample_episodes",

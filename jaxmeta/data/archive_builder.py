@@ -80,12 +80,12 @@ class JaxmetaArchive(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         metadata: Any = self.info.metadata
         # Which copy this was made of.
         metadata["sha256"] = check_hashes(source, paths)
-        features["label"].names = list(source.class_names(paths))
-        return {part: self._generate_examples(paths, part) for part in source.parts}
+        names = list(source.class_names(paths))
+        features["label"].names = names
+        return {part: self._generate_examples(paths, part, set(names)) for part in source.parts}
 
-    def _generate_examples(self, paths: Mapping[str, Path], part: str) -> Iterator[tuple[str, dict]]:
-        """Yield `key, example` for every image of a part."""
-        known = set(self._source.class_names(paths))
+    def _generate_examples(self, paths: Mapping[str, Path], part: str, known: set[str]) -> Iterator[tuple[str, dict]]:
+        """Yield `key, example` for every image of a part, of known classes."""
         for example in self._source.examples(paths):
             if example.class_name not in known:
                 raise DataError(f"{example.key} is of the class {example.class_name!r}, which {self.name} has not.")

@@ -98,7 +98,8 @@ def pool_dataset(plan: PoolPlan, data_dir: Path | None = None) -> Dataset:
     prefix = f"{plan.name}-{plan.recipe.height}-{VERSION}"
     if data_dir is None:
         path = cache_dir() / f"{prefix}.npz"
-        return cached_dataset(path, lambda: _from_archives(plan, plan.sources[0], None, "a download"))
+        first = plan.sources[0]
+        return cached_dataset(path, lambda: _from_archives(plan, first, None, "a download"), source=first.homepage)
     folder = Path(data_dir).expanduser()
     pool = _find_pool(plan, folder)
     if pool is not None:
@@ -107,13 +108,13 @@ def pool_dataset(plan: PoolPlan, data_dir: Path | None = None) -> Dataset:
     prepared = find_prepared(folder, builders)
     if prepared is not None:
         files = [path for path in sorted(prepared.iterdir()) if path.is_file()]
-        return cached_dataset(cache_file(prefix, files), lambda: _from_prepared(plan, prepared))
+        return cached_dataset(cache_file(prefix, files), lambda: _from_prepared(plan, prepared), source=str(prepared))
     found = find_source(plan.sources, folder)
     if found is None:
         raise DataError(_missing(plan, folder))
     source, paths = found
     file = cache_file(prefix, list(paths.values()))
-    return cached_dataset(file, lambda: _from_archives(plan, source, paths, str(folder)))
+    return cached_dataset(file, lambda: _from_archives(plan, source, paths, str(folder)), source=str(folder))
 
 
 def _missing(plan: PoolPlan, folder: Path) -> str:

@@ -4,7 +4,6 @@ Nothing is extracted to the disk: the members of an archive are read where they 
 tensorflow-datasets; what prepares an archive with it is `archive_builder`.
 """
 
-import hashlib
 import logging
 import posixpath
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmeta.data.pools import DataError
+from jaxmeta.data.prepared import file_hashes
 
 _LOG = logging.getLogger(__name__)
 # Other packings of the same files: what a name may end in.
@@ -130,8 +130,7 @@ def check_hashes(source: ArchiveSource, paths: Mapping[str, Path]) -> dict[str, 
         path = paths[published.name]
         if not path.is_file():
             continue
-        with open(path, "rb") as file:
-            hashes[published.name] = found = hashlib.file_digest(file, "sha256").hexdigest()
+        hashes[published.name] = found = file_hashes([path])[path.name]
         if published.sha256 is None:
             _LOG.warning("%s: sha256 %s; the published one is not known here.", path, found)
         elif found != published.sha256:
@@ -202,7 +201,13 @@ def _zip_members(path: Path, pattern: re.Pattern) -> Iterator[tuple[re.Match, by
 
 
 def _tar_members(path: Path, pattern: re.Pattern) -> Iterator[tuple[re.Match, bytes]]:
-    with tarfile.open(path, "r:*") as archive:
+    try:
+        archive = tarfile.open(path, "r:*")
+    except tarfile.ReadError as error:
+        # What tarfile says of each packing that it tried takes five lines.
+        size = path.stat().st_size
+        raise damaged(path, f"its {size:,} bytes are no zip and no tar archive" if size else "it is empty") from error
+    with archive:
         for member in archive:
             match = pattern.fullmatch(_inside(path, member.name))
             if member.issym() or member.islnk():

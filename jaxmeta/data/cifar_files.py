@@ -102,12 +102,13 @@ def _binary_examples(path: Path, num_labels: int, class_names: Sequence[str]) ->
 def _python_examples(path: Path, class_names: Sequence[str]) -> Iterator[Example]:
     for match, contents in read_members(path, _PYTHON):
         batch = read_pickle(contents, f"{match.string} in {path}")
-        labels = batch.get("labels" if len(class_names) == 10 else "fine_labels") if isinstance(batch, dict) else None
-        rows = batch.get("data") if labels is not None else None
-        fits = isinstance(rows, np.ndarray) and rows.shape == (len(labels), _PIXELS) and rows.dtype == np.uint8
-        if not fits:
-            raise damaged(path, f"{match.string} does not hold the rows and labels of {len(class_names)} classes")
-        yield from _rows(path, match, rows, np.asarray(labels), class_names)
+        batch = batch if isinstance(batch, dict) else {}
+        # What is missing becomes an array without axes, which does not fit.
+        rows = np.asarray(batch.get("data"))
+        labels = np.asarray(batch.get("labels" if len(class_names) == 10 else "fine_labels"))
+        if rows.dtype != np.uint8 or labels.dtype.kind not in "iu" or rows.shape != (*labels.shape, _PIXELS):
+            raise damaged(path, f"{match.string} does not hold rows of pixels and their labels")
+        yield from _rows(path, match, rows, labels, class_names)
 
 
 def _rows(path: Path, match: re.Match, rows: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Iterator[Example]:
@@ -116,7 +117,7 @@ def _rows(path: Path, match: re.Match, rows: np.ndarray, labels: np.ndarray, nam
     part = "test" if match["batch"].startswith("test") else "train"
     images = rows.reshape(-1, 3, SIZE, SIZE).transpose(0, 2, 3, 1)
     for place, (image, label) in enumerate(zip(images, labels, strict=True)):
-        yield Example(part, names[label], f"{match['batch']}/{place:05d}", np.ascontiguousarray(image))
+        yield Example(part, names[int(label)], f"{match['batch']}/{place:05d}", np.ascontiguousarray(image))
 
 
 def _image_examples(path: Path) -> Iterator[Example]:

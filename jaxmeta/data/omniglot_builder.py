@@ -4,13 +4,11 @@ The stock builder lists and reads files through TensorFlow. This one reads the a
 as they are and hands over the PNG bytes; what it writes (array_record) reads like what
 the stock builder writes: the same features, the same numbers, the same split names.
 
-The only module that imports tensorflow-datasets at its top: import it inside functions.
+It imports tensorflow-datasets at its top: import it inside functions.
 """
 
-import contextlib
 import io
 import re
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums
 
+from jaxmeta.data.archive_builder import check_network, run_builder
 from jaxmeta.data.omniglot import ARCHIVES, HOME
 from jaxmeta.data.prepared import compare_checksum, read_records
 
@@ -127,23 +126,8 @@ def prepare(archives: Path | None, folder: Path) -> Path:
       ConnectionError: the site of the archives cannot be reached.
     """
     if archives is None:
-        _check_network()
-    builder = JaxmetaOmniglot(archives=archives, data_dir=folder)
-    config = tfds.download.DownloadConfig(try_download_gcs=False, force_checksums_validation=True)
-    # It prints; standard output belongs to the caller.
-    with contextlib.redirect_stdout(sys.stderr):
-        builder.download_and_prepare(download_dir=folder / "downloads", download_config=config)
-    return Path(builder.data_dir)
-
-
-def _check_network() -> None:
-    """Fail at once where there is no network: the downloader would try again for minutes."""
-    import requests  # It comes with tensorflow-datasets, which downloads with it.
-
-    try:
-        requests.head(HOME, timeout=20)
-    except requests.RequestException as error:
-        raise ConnectionError(f"{HOME} cannot be reached: {type(error).__name__}") from error
+        check_network(HOME)
+    return run_builder(JaxmetaOmniglot(archives=archives, data_dir=folder), folder)
 
 
 def read_drawings(folder: Path) -> Iterator[tuple[str, bytes]]:
