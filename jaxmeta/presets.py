@@ -16,6 +16,22 @@ _OMNIGLOT = Config(
     steps=4500,
     checkpoint_every=250,
 )
+# Finn et al. 2017: five steps of 0.01, on photographs of 84 x 84.
+_MINI_IMAGENET = Config(
+    dataset="mini_imagenet",
+    model="conv4",
+    norm="transductive",
+    queries=15,
+    eval_queries=15,
+    inner_steps=5,
+    eval_inner_steps=10,
+    inner_lr=0.01,
+    outer_lr=1e-3,
+    outer_schedule="constant",
+    tasks=4,
+    steps=60000,
+    checkpoint_every=1000,
+)
 _TWENTY_WAY = {"ways": 20, "inner_steps": 5, "eval_inner_steps": 5, "inner_lr": 0.1, "tasks": 16}
 _FIVE_SHOT = {"shots": 5, "queries": 5, "eval_queries": 5}
 
@@ -27,6 +43,12 @@ PRESETS = {
     "omniglot-maml-20w5s": dataclasses.replace(_OMNIGLOT, **_TWENTY_WAY, **_FIVE_SHOT),
     # Five digits to train on, five to validate with.
     "mnist-maml-5w1s": Config(dataset="mnist", norm="transductive", filters=64),
+    "mini_imagenet-maml-5w1s": _MINI_IMAGENET,
+    "mini_imagenet-maml-5w5s": dataclasses.replace(_MINI_IMAGENET, shots=5, tasks=2),
+    "tiered_imagenet-maml-5w1s": dataclasses.replace(_MINI_IMAGENET, dataset="tiered_imagenet"),
+    "quickdraw-maml-5w1s": Config(dataset="quickdraw", filters=64),
+    # Of many people there are two images.
+    "faces-maml-5w1s": Config(dataset="faces", model="conv4", queries=1, eval_queries=1),
     "sinusoid-maml": Config(
         dataset="sinusoid",
         model="mlp",
@@ -49,6 +71,10 @@ DEFAULT_PRESETS = {
     "glyphs": "glyphs-maml-5w1s",
     "omniglot": "omniglot-maml-5w1s",
     "mnist": "mnist-maml-5w1s",
+    "mini_imagenet": "mini_imagenet-maml-5w1s",
+    "tiered_imagenet": "tiered_imagenet-maml-5w1s",
+    "quickdraw": "quickdraw-maml-5w1s",
+    "faces": "faces-maml-5w1s",
     "sinusoid": "sinusoid-maml",
 }
 

@@ -12,18 +12,26 @@ from jaxmeta.data.episodes import (
     task_keys,
     within_groups,
 )
+from jaxmeta.data.faces import FoldedPairs, load_faces, load_pairs
 from jaxmeta.data.glyphs import load_glyphs
+from jaxmeta.data.mini_imagenet import load_mini_imagenet
 from jaxmeta.data.mnist import load_mnist
 from jaxmeta.data.omniglot import load_omniglot
 from jaxmeta.data.pairs import Pairs, sample_pairs
 from jaxmeta.data.pools import ClassPool, DataError, Dataset
+from jaxmeta.data.quickdraw import load_quickdraw
 from jaxmeta.data.sinusoid import load_sinusoid, sample_sinusoids
 from jaxmeta.data.sources import fixed_source, sample_classification
+from jaxmeta.data.tiered_imagenet import load_tiered_imagenet
 
 DATASETS = {
     "glyphs": load_glyphs,
     "omniglot": load_omniglot,
     "mnist": load_mnist,
+    "mini_imagenet": load_mini_imagenet,
+    "tiered_imagenet": load_tiered_imagenet,
+    "quickdraw": load_quickdraw,
+    "faces": load_faces,
     "sinusoid": load_sinusoid,
 }
 
@@ -67,6 +75,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "EpisodeSpec",
+    "FoldedPairs",
     "Pairs",
     "TaskSource",
     "challenge_source",
@@ -74,10 +83,15 @@ __all__ = [
     "fixed_source",
     "load_challenge",
     "load_challenge_drawings",
+    "load_faces",
     "load_glyphs",
+    "load_mini_imagenet",
     "load_mnist",
     "load_omniglot",
+    "load_pairs",
+    "load_quickdraw",
     "load_sinusoid",
+    "load_tiered_imagenet",
     "sample_classification",
     "sample_episode",
     "sample_episodes",
