@@ -9,10 +9,11 @@ import logging
 import os
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -148,16 +149,10 @@ def read_pool(classes: Mapping[str, ImageFiles], recipe: ImageRecipe, *, least: 
                 images[place, counts[place]] = read_image(contents, recipe)
                 counts[place] += 1
             except ImageError as error:
-                damaged.append(f"{files.source / member}: {error}")
+                # Of a file the error tells the name.
+                damaged.append(f"{files.source / member}: {error}" if isinstance(contents, bytes) else str(error))
 
-    # Threads are enough: decoding and shrinking an image let the others run.
-    workers = ThreadPoolExecutor(os.cpu_count())
-    try:
-        for done in [workers.submit(read_class, place, name) for place, name in enumerate(classes)]:
-            done.result()
-    finally:
-        # After Ctrl-C or an error the classes that were not begun are left.
-        workers.shutdown(cancel_futures=True)
+    in_threads(read_class, range(len(classes)), classes)
     if damaged:
         _LOG.warning("%d images cannot be read and are left out; the first: %s", len(damaged), min(damaged))
     short = [f"{name}: {count}" for name, count in zip(classes, counts, strict=True) if count < least]
@@ -167,6 +162,26 @@ def read_pool(classes: Mapping[str, ImageFiles], recipe: ImageRecipe, *, least: 
             "again."
         )
     return ClassPool(images, counts)
+
+
+def in_threads(function: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
+    """Map a function over arguments in as many threads as there are cores; the first error ends it.
+
+    Args:
+      function: What to call: something that reads images, which Pillow does in several threads at once.
+      *arguments: As of `map`.
+
+    Returns:
+      The results in order.
+    """
+    workers = ThreadPoolExecutor(os.cpu_count())
+    # `read_image` sets the filters of warnings, which belong to all threads; here they are set back.
+    with warnings.catch_warnings():
+        try:
+            return list(workers.map(function, *arguments))
+        finally:
+            # After Ctrl-C or an error what was not begun is left.
+            workers.shutdown(cancel_futures=True)
 
 
 def some(names: Iterable[str], most: int = 5) -> str:

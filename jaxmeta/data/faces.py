@@ -6,15 +6,13 @@ as they are: a prepared copy of tensorflow-datasets would hold the same.
 """
 
 import logging
-import os
 from collections.abc import Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxmeta.data.brought import ImageFiles, choose_names, image_names, pool_file, read_pool, some
+from jaxmeta.data.brought import ImageFiles, choose_names, image_names, in_threads, pool_file, read_pool, some
 from jaxmeta.data.cache import cached_dataset
 from jaxmeta.data.class_splits import divide_pool, split_classes, write_split
 from jaxmeta.data.images import ImageError, read_image
@@ -206,7 +204,6 @@ def _images(root: Path, wanted: list[tuple[str, int]], recipe: ImageRecipe) -> n
     if missing:
         raise DataError(f"{root} lacks {some(missing, 3)} of the {len(paths)} images of the list. Unpack all of them.")
     try:
-        with ThreadPoolExecutor(os.cpu_count()) as workers:
-            return np.stack(list(workers.map(lambda path: read_image(path, recipe), paths)))
+        return np.stack(in_threads(lambda path: read_image(path, recipe), paths))
     except ImageError as error:
         raise DataError(f"{error} The list of pairs needs every image: fetch it again.") from error
