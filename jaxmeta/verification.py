@@ -225,11 +225,12 @@ def _folds(same: np.ndarray, folds) -> np.ndarray:
     """Give the fold of each pair; refuse folds that lack one kind of pair."""
     if np.ndim(folds):
         fold = np.asarray(folds)
-        kinds = {number: np.unique(same[fold == number]).size for number in np.unique(fold)} if fold.size else {}
-        if fold.shape != same.shape or len(kinds) < 2 or set(kinds.values()) != {2}:
+        numbers = np.unique(fold).tolist()
+        whole = fold.shape == same.shape and len(numbers) >= 2
+        if not whole or any(np.unique(same[fold == number]).size < 2 for number in numbers):
             raise ValueError(
                 f"verification_accuracy needs the fold of each of {same.size} pairs, of two folds or more with a same "
-                f"and a different pair in each; given {list(fold.shape)} with the folds {list(kinds)}."
+                f"and a different pair in each; given {list(fold.shape)} with the folds {numbers}."
             )
         return fold
     fewest = min(same.sum(), (~same).sum())

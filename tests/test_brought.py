@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from jaxmeta import DATASETS, EpisodeSpec, load_mini_imagenet, load_tiered_imagenet, task_source
-from jaxmeta.data import DataError, brought
+from jaxmeta.data import DataError, brought, check_spec
 from jaxmeta.data.array_pickles import read_array_pickle
 from jaxmeta.data.brought import ImageFiles, choose_names, pool_file, read_pool
 from jaxmeta.data.imagenet_splits import MINI_IMAGENET, TIERED_IMAGENET
@@ -103,10 +103,7 @@ def test_mini_imagenet_from_lists_to_episodes(listed, cache, caplog):
     assert len(set(data.class_names["train"]) & {*data.class_names["validation"], *data.class_names["test"]}) == 0
     # Fewer than the published 600 of a class: the log says so.
     assert "100 (n01532829: 2, " in caplog.text
-    episode = task_source(data, "test", EpisodeSpec(5, 1, 1)).sample(
-        jax.random.key(0), data.splits["test"], EpisodeSpec(5, 1, 1), 2
-    )
-    assert episode.support.inputs.shape == (2, 5, SIZE, SIZE, 3)
+    check_spec(EpisodeSpec(5, 1, 1), data.splits["test"])
     # Again from the cache, without a look at the pixels; another image, another pool.
     stored = sorted(cache.iterdir())
     assert len(stored) == 1
@@ -158,7 +155,8 @@ def test_tiered_imagenet_from_folders_to_episodes_within_a_category(tmp_path):
         for split, categories in TIERED_IMAGENET.items():
             assert dict(zip(loaded.class_names[split], loaded.groups[split], strict=True)) == categories
     source = task_source(data, "test", EpisodeSpec(5, 1, 1), within_group=True)
-    colours = np.asarray(source.sample(jax.random.key(1), source.pool, source.spec, 1).support.inputs)[0, :, 0, 0, :2]
+    episode = jax.jit(source.sample, static_argnums=(2, 3))(jax.random.key(1), source.pool, source.spec, 1)
+    colours = np.asarray(episode.support.inputs)[0, :, 0, 0, :2]
     drawn = [classes[int(100 * round(float(red) * 255) + round(float(green) * 255))] for red, green in colours]
     assert len({TIERED_IMAGENET["test"][number] for number in drawn}) == 1 and len(set(drawn)) == 5
 

@@ -1,5 +1,6 @@
 """Splits of classes where none is published: drawn from a seed, by the names alone."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -95,4 +96,5 @@ def write_split(path: Path, split: Mapping[str, Sequence[str]]) -> None:
     except OSError as error:
         _LOG.warning("The split of the classes could not be written to %s (%s).", path, error.strerror or error)
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
