@@ -18,6 +18,7 @@ from jaxmeta.bench import LOADS
 from jaxmeta.config import ConfigError, check_config, check_name
 from jaxmeta.data import DATASETS, DataError
 from jaxmeta.data.cache import cache_dir
+from jaxmeta.data_commands import run_data_command
 from jaxmeta.inner import INNER_OPTIMIZERS
 from jaxmeta.machine import Machine, open_mesh
 from jaxmeta.metagrad import ESTIMATORS, METAGRADS
@@ -40,6 +41,7 @@ commands:
   evaluate RUN     judge a run's best checkpoint
   compare RUN RUN  judge two runs on the same tasks, and the difference between them
   bench [LOAD ...] measure what a meta-step costs on this machine
+  data COMMAND     prepared datasets: list, prepare, verify, clear, show
   list             what there is: presets, datasets, algorithms, strategies, models
 
 `jaxmeta COMMAND --help` explains every option with its default.
@@ -62,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         "evaluate": _evaluate,
         "compare": _compare,
         "bench": _bench,
+        "data": run_data_command,
         "list": _list,
     }
     try:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -12,6 +12,13 @@ from jaxmeta.data import DATASETS
 from jaxmeta.machine import Machine
 from jaxmeta.models import PRECISIONS
 from jaxmeta.protocols import PROTOCOLS
+
+Options = TypeVar("Options")
+
+
+def parse_options(kind: type[Options], arguments: list[str], prog: str) -> Options:
+    """Parse the arguments of a command into its options; `--help` and mistakes end the process."""
+    return tyro.cli(kind, args=arguments, prog=prog)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,3 +108,51 @@ class PlanOptions:
     lowerings: Annotated[
         bool, tyro.conf.arg(help="First measure how each convolution is computed best here, for all later runs.")
     ] = False
+
+
+_DATA_DIR = tyro.conf.arg(help="Folder with the data; None: the cache, or a download.")
+_DATASET = tyro.conf.arg(help=f"One of: {', '.join(DATASETS)}.", metavar="DATASET")
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareOptions:
+    """Make a dataset ready in the cache, and say where it came from and how long it took."""
+
+    dataset: Annotated[tyro.conf.Positional[str], _DATASET]
+    data_dir: Annotated[Path | None, _DATA_DIR] = None
+    split: Annotated[str, tyro.conf.arg(help="Class split, as of `jaxmeta train`.")] = Config.split
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyOptions:
+    """Check every byte of what is in the cache against its checksum; exit code 1 if something is damaged."""
+
+    name: Annotated[
+        tyro.conf.Positional[str | None],
+        tyro.conf.arg(help="A file or a dataset, as in `jaxmeta data list`; none: all.", metavar="NAME"),
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ClearOptions:
+    """Remove prepared datasets from the cache, at once and without asking; other files there are left alone."""
+
+    name: Annotated[
+        tyro.conf.Positional[str | None],
+        tyro.conf.arg(help="A file or a dataset, as in `jaxmeta data list`.", metavar="NAME"),
+    ] = None
+    all: Annotated[bool, tyro.conf.arg(help="Remove all of them.")] = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ShowOptions:
+    """Draw an episode as a picture: support and query images of each class, with its name."""
+
+    dataset: Annotated[tyro.conf.Positional[str], _DATASET]
+    data_dir: Annotated[Path | None, _DATA_DIR] = None
+    split: Annotated[str, tyro.conf.arg(help="One of: train, validation, test.")] = "train"
+    ways: Annotated[int, tyro.conf.arg(help="Classes.")] = 5
+    shots: Annotated[int, tyro.conf.arg(help="Support images of each class.")] = 1
+    queries: Annotated[int, tyro.conf.arg(help="Query images of each class.")] = 5
+    seed: Annotated[int, tyro.conf.arg(help="Which episode.")] = 0
+    out: Annotated[Path | None, tyro.conf.arg(help="The picture; None: DATASET-episode.png.", metavar="PNG")] = None

@@ -1,5 +1,7 @@
 """Pictures of a run. matplotlib is imported when one is drawn."""
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,39 @@ def plot_image_episode(path: Path, episode: Episode, outputs: np.ndarray, title:
                     right_one = predicted[index] == way
                     text = f"{predicted[index]} ({way})"
                     axes.set_title(text, fontsize=8, color=GOOD if right_one else BAD)
+    figure.savefig(path, dpi=110)
+
+
+def plot_task(path: Path, support: np.ndarray, query: np.ndarray, names: Sequence[str], title: str) -> None:
+    """Draw what a task is made of: one row for each class, its name, its support and its query images.
+
+    Args:
+      path: Where to write the PNG.
+      support: Images `[ways, shots, height, width, channels]` uint8.
+      query: Images `[ways, queries, height, width, channels]` uint8.
+      names: `[ways]`, the name of each class.
+      title: Above the picture.
+    """
+    rows, columns = min(len(names), 20), 10
+    support, query = support[:rows, :columns], query[:rows, :columns]
+    shots, queries = support.shape[1], query.shape[1]
+    hidden = f" (the first {rows} of {len(names)} classes)" if rows < len(names) else ""
+    # Beside the images: a column for the names, twice as wide, and a narrow gap between support and query.
+    widths = [2.0, *[1.0] * shots, 0.25, *[1.0] * queries]
+    figure = _figure(max(5.5, 0.95 * sum(widths)), 0.98 * rows + 0.9)
+    figure.suptitle(title + hidden, fontsize=10)
+    grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for row, name in zip(grid, names, strict=False):
+        # Anything may be the name of a folder: a dollar sign begins no formula here.
+        text = "\n".join(textwrap.wrap(name, 18, max_lines=4, placeholder=" ...")).replace("$", r"\$")
+        row[0].text(1, 0.5, text, ha="right", va="center", fontsize=9, color=TRUTH, transform=row[0].transAxes)
+    for start, batch, label in ((1, support, "support"), (2 + shots, query, "query")):
+        grid[0, start].set_title(label, fontsize=9, loc="left")
+        for row, images in zip(grid, batch, strict=False):
+            for axes, image in zip(row[start:], images, strict=False):
+                axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
     figure.savefig(path, dpi=110)
 
 

@@ -52,6 +52,7 @@ ROOMS = [
     "compare",
     "start",
     "options",
+    "data_commands",
     "cli",
     "__main__",
 ]

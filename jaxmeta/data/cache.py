@@ -1,15 +1,29 @@
 """The folder of prepared data sets: each is prepared once (rendered, downloaded, resized) and then only opened.
 
-The cache is a convenience: where it cannot be written, the data set is still handed back.
+Of several processes that want the same data set, one prepares it and the others wait. The cache is a convenience: where
+it cannot be written or locked, the data set is still handed back.
 """
 
+import contextlib
+import datetime
+import glob
+import importlib.metadata
+import logging
 import os
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from jaxmeta.data.pool_file import FORMAT_VERSION, read_dataset, write_dataset
 from jaxmeta.data.pools import DataError, Dataset
+
+_LOG = logging.getLogger(__name__)
+# Seconds to wait for another process. It may hang; then the data is prepared here as well.
+PATIENCE = 3600
+# What the pixels depend on.
+_PACKAGES = ("jaxmeta", "numpy", "pillow", "tensorflow-datasets")
 
 
 def cache_dir() -> Path:
@@ -30,23 +44,27 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxmeta"
 
 
-def cached_dataset(path: Path, build: Callable[[], Dataset]) -> Dataset:
+def cached_dataset(path: Path, build: Callable[[], Dataset], *, source: str = "") -> Dataset:
     """Open a prepared data set, or prepare it and leave it for the next time.
 
-    A file that is damaged or of another version is rebuilt, with a warning. Several
-    processes may do so at once: each replaces the file as a whole. Where the file cannot
+    A file that is damaged or of another version is rebuilt, with a warning. Of several
+    processes that do so at once, one prepares it and the others wait for it; where files
+    cannot be locked, each prepares it and replaces the file as a whole. Where the file cannot
     be written (no permission, full disk) the data set is returned all the same, with a
     warning, and no part of a file stays behind.
 
     Args:
       path: The `.npz` file.
       build: Prepares the data set; called only when the file cannot be used.
+      source: Where it is prepared from, a folder or an address, to be kept with it (as is its `origin`).
 
     Returns:
-      The data set, with NumPy arrays.
+      The data set, with NumPy arrays; large ones are read-only maps of the file.
 
     Example:
       >>> import tempfile
+      >>> import numpy as np
+      >>> from jaxmeta.data.pools import ClassPool
       >>> pool = ClassPool(np.zeros([1, 1, 2, 2, 1], np.uint8), np.ones([1], np.int32))
       >>> toy = Dataset("toy", "classification", {"train": pool}, {"train": ("a",)})
       >>> with tempfile.TemporaryDirectory() as folder:
@@ -56,22 +74,116 @@ def cached_dataset(path: Path, build: Callable[[], Dataset]) -> Dataset:
       {'train': ('a',)}
     """
     path = Path(path)
-    try:
-        return read_dataset(path)
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (DataError, OSError) as error:
-        warnings.warn(f"The cached data is prepared again: {error}", stacklevel=2)
-    dataset = build()
-    try:
-        write_dataset(path, dataset)
-    except OSError as error:
-        warnings.warn(
-            f"The prepared data could not be kept in {path} ({error.strerror or error}), so it will be "
-            "prepared again next time; set JAXMETA_CACHE to a folder with space that you may write to.",
-            stacklevel=2,
-        )
+    dataset, amiss = _open(path)
+    if dataset is not None:
+        return dataset
+    if amiss:
+        warnings.warn(f"The cached data is prepared again: {amiss}", stacklevel=2)
+    with locked(path):
+        # Another process may have prepared it meanwhile.
+        dataset, _ = _open(path)
+        if dataset is not None:
+            return dataset
+        began = time.perf_counter()
+        dataset = build()
+        seconds = time.perf_counter() - began
+        try:
+            write_dataset(path, dataset, _made(source, seconds))
+            _LOG.info("prepared in %.1f s and kept in %s", seconds, path, extra={"cached": path, "prepared": True})
+        except OSError as error:
+            warnings.warn(
+                f"The prepared data could not be kept in {path} ({error.strerror or error}), so it will be "
+                "prepared again next time; set JAXMETA_CACHE to a folder with space that you may write to.",
+                stacklevel=2,
+            )
     return dataset
 
 
-__all__ = ["FORMAT_VERSION", "cache_dir", "cached_dataset", "read_dataset", "write_dataset"]
+def _open(path: Path) -> tuple[Dataset | None, str]:
+    """Return the data set that a file holds, or None and what is amiss with the file, if there is one."""
+    try:
+        dataset = read_dataset(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None, ""
+    except (DataError, OSError) as error:
+        return None, str(error)
+    _LOG.info("opened %s", path, extra={"cached": path})
+    return dataset, ""
+
+
+def _made(source: str, seconds: float) -> dict[str, Any]:
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 2),
+        "source": source,
+        "versions": versions,
+    }
+
+
+@contextlib.contextmanager
+def locked(path: Path, patience: float = PATIENCE) -> Iterator[str]:
+    """Prepare or remove a cached file while no other process does.
+
+    The lock is the operating system's and ends with the process that holds it, however that ends.
+
+    Args:
+      path: The cached file; the lock is a file beside it, there only while it is held.
+      patience: Seconds to wait for another process.
+
+    Yields:
+      "mine"; "taken" if another process does not let go of it; "none" where files cannot be locked.
+    """
+    # Not needed to open what is prepared, and not quite free to import.
+    from filelock import FileLock
+
+    new_folders = [folder for folder in path.parents if not folder.exists()]
+    lock_file = path.with_name(f".{path.name}.lock")
+    # A soft lock, which is a mere file, would outlive a process that is killed.
+    lock = FileLock(lock_file, fallback_to_soft=False)
+    state = "none"
+    try:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            state = "mine" if _acquire(lock, path, patience) else "taken"
+        if state == "mine":
+            _remove_drafts(path)
+        yield state
+    finally:
+        if state == "mine":
+            # Before it is released: who waits for a file that is gone makes a new one.
+            with contextlib.suppress(OSError):
+                lock_file.unlink()
+            lock.release()
+        # Nothing came of it where they are still empty.
+        with contextlib.suppress(OSError):
+            for folder in new_folders:
+                folder.rmdir()
+
+
+def _acquire(lock, path: Path, patience: float) -> bool:
+    from filelock import Timeout
+
+    with contextlib.suppress(Timeout):
+        lock.acquire(timeout=0)
+        return True
+    if patience > 0:
+        _LOG.warning("Another process is preparing %s; waiting for it.", path)
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=patience)
+            return True
+        _LOG.warning("The other process does not finish with %s; no longer waiting for it.", path)
+    return False
+
+
+def _remove_drafts(path: Path) -> None:
+    """Remove what processes that were killed while they wrote the file have left."""
+    for draft in path.parent.glob(f".{glob.escape(path.name)}.*-*.tmp"):
+        with contextlib.suppress(OSError):
+            draft.unlink()
+
+
+__all__ = ["FORMAT_VERSION", "cache_dir", "cached_dataset", "locked", "read_dataset", "write_dataset"]

@@ -32,6 +32,7 @@ FONTS = (
     *(f"STIXGeneral{style}.ttf" for style in ("", "Bol", "Italic", "BolIta")),
 )
 SIZE = 28
+LETTERS = ImageRecipe(SIZE, SIZE, 1, fit="pad", bright_ink=True)
 PER_CLASS = 20
 RECIPE = 1  # Part of the name of the cached file: raise it when the images change.
 _FINE = 2 * SIZE  # Letters are drawn and turned at twice the size, then halved.
@@ -72,10 +73,10 @@ def load_glyphs(*, data_dir: Path | None = None) -> Dataset:
     folder = cache_dir() if data_dir is None else Path(data_dir).expanduser()
     if folder.exists() and not folder.is_dir():
         raise DataError(f"data_dir {folder} is a file; give a folder to keep the glyphs in.")
-    glyphs = cached_dataset(folder / f"glyphs-{RECIPE}.npz", render_glyphs)
+    glyphs = cached_dataset(folder / f"glyphs-{RECIPE}.npz", render_glyphs, source="the fonts of matplotlib")
     # A name begins with its script.
     scripts = {split: tuple(name.split()[0] for name in names) for split, names in glyphs.class_names.items()}
-    return glyphs._replace(groups=scripts, recipe=ImageRecipe(SIZE, SIZE, 1, fit="pad", bright_ink=True))
+    return glyphs._replace(groups=scripts, recipe=LETTERS)
 
 
 def render_glyphs() -> Dataset:
@@ -99,7 +100,7 @@ def render_glyphs() -> Dataset:
         images = np.stack([_images(letter) for letter in kept])
         splits[split] = ClassPool(images, np.full(len(kept), PER_CLASS, np.int32))
         names[split] = tuple(letter.name for letter in kept)
-    return Dataset("glyphs", "classification", splits, names)
+    return Dataset("glyphs", "classification", splits, names, recipe=LETTERS)
 
 
 def _in_scripts(code: int, scripts: tuple[str, ...]) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxmeta.data.cache import cached_dataset
 from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe
-from jaxmeta.data.prepared import cache_file, compare_checksum, find_prepared, read_records
+from jaxmeta.data.prepared import cache_file, compare_checksum, file_hashes, find_prepared, read_records
 
 # Part of the official data: images, labels; each with the SHA-256 of the file when it is decompressed.
 FILES = {
@@ -68,8 +68,11 @@ def load_mnist(*, data_dir: Path | None = None) -> Dataset:
     prepared = find_prepared(folder, ("mnist",))
     if prepared is not None:
         # Decoding 70,000 PNG files takes a while.
-        file = cache_file(f"mnist-{RECIPE}", [path for path in sorted(prepared.iterdir()) if path.is_file()])
-        return cached_dataset(file, lambda: _dataset(_read_prepared(prepared)))
+        files = [path for path in sorted(prepared.iterdir()) if path.is_file()]
+        path, origin = cache_file(f"mnist-{RECIPE}", files), file_hashes(files)
+        return cached_dataset(
+            path, lambda: _dataset(_read_prepared(prepared))._replace(origin=origin), source=str(prepared)
+        )
     missing = [name for name in NAMES if name not in paths]
     state = "none of this" if folder.is_dir() else "no such folder"
     state = f"there is no {', '.join(missing)}" if paths else state

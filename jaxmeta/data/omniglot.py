@@ -8,6 +8,7 @@ comes out is the same, pixel for pixel, whichever copy it was read from.
 import errno
 import io
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,35 @@ import numpy as np
 from jaxmeta.data.cache import cache_dir, cached_dataset, read_dataset
 from jaxmeta.data.omniglot_splits import SPLITS, UPRIGHT_TESTS
 from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe, with_rotations
-from jaxmeta.data.prepared import cache_file, find_prepared
+from jaxmeta.data.prepared import cache_file, file_hashes, find_prepared
 
 NUM_CHARACTERS, PER_CLASS, SIZE = 1623, 20, 28
 DRAWINGS = ImageRecipe(SIZE, SIZE, 1, fit="pad", bright_ink=True)
 RECIPE = 1  # Part of the name of the cached file: raise it when the images change.
+HOME = "https://github.com/brendenlake/omniglot/"  # Where the archives are published.
+# Split: archive, its size in bytes and its SHA-256, as published.
+ARCHIVES = {
+    "train": (
+        "images_background.zip",
+        9464212,
+        "ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
+    ),
+    "test": (
+        "images_evaluation.zip",
+        6462886,
+        "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
+    ),
+    "small1": (
+        "images_background_small1.zip",
+        1319022,
+        "f38eb80f801274ac2b4dff5b24289016bfaba4a7d5bb50deebf27104ad6cb8a4",
+    ),
+    "small2": (
+        "images_background_small2.zip",
+        1580917,
+        "3ccaa407515a8778e5d0861875af38b17e418f301ad5bb3b5a6b65d901a41c7f",
+    ),
+}
 BUILDERS = ("omniglot", "jaxmeta_omniglot")
 NEEDED_ARCHIVES = ("images_background.zip", "images_evaluation.zip")
 _BOTH = " and ".join(NEEDED_ARCHIVES)
@@ -79,7 +104,7 @@ def load_omniglot(
         turned = rotations and (part == "train" or split not in UPRIGHT_TESTS)
         pools[part], pool_names[part] = with_rotations(pool, of_pool) if turned else (pool, of_pool)
     groups = {part: tuple(map(alphabet_of, of_part)) for part, of_part in pool_names.items()}
-    return Dataset("omniglot", "classification", pools, pool_names, groups, DRAWINGS)
+    return Dataset("omniglot", "classification", pools, pool_names, groups, DRAWINGS, base.origin)
 
 
 def alphabet_of(name: str) -> str:
@@ -102,7 +127,9 @@ def alphabet_of(name: str) -> str:
 def _base(data_dir: Path | None) -> Dataset:
     """Return all characters, in one split "all", from wherever they are."""
     if data_dir is None:
-        return cached_dataset(cache_dir() / f"omniglot-{RECIPE}.npz", lambda: _from_archives(None))
+        # A download has the published checksums, or is refused.
+        origin = {name: sha256 for name, _, sha256 in ARCHIVES.values()}
+        return _cached(cache_dir() / f"omniglot-{RECIPE}.npz", lambda: _from_archives(None), HOME, origin)
     pool, prepared = _find_pool(data_dir), find_prepared(data_dir, BUILDERS)
     if pool is not None:
         dataset = read_dataset(pool)
@@ -111,17 +138,23 @@ def _base(data_dir: Path | None) -> Dataset:
         return dataset
     if prepared is not None:
         files = [file for file in sorted(prepared.iterdir()) if "-small" not in file.name]
-        return cached_dataset(cache_file(f"omniglot-{RECIPE}", files), lambda: _from_prepared(prepared))
+        path = cache_file(f"omniglot-{RECIPE}", files)
+        return _cached(path, lambda: _from_prepared(prepared), str(prepared), file_hashes(files))
     present = [name for name in NEEDED_ARCHIVES if (data_dir / name).is_file()]
     if len(present) == len(NEEDED_ARCHIVES):
         files = [data_dir / name for name in NEEDED_ARCHIVES]
-        return cached_dataset(cache_file(f"omniglot-{RECIPE}", files), lambda: _from_archives(data_dir))
+        path = cache_file(f"omniglot-{RECIPE}", files)
+        return _cached(path, lambda: _from_archives(data_dir), str(data_dir), file_hashes(files))
     state = f"only {present[0]}" if present else "none of this" if data_dir.is_dir() else "no such folder"
     raise DataError(
         f"No Omniglot in data_dir {data_dir}: {state}. It should hold a copy prepared by "
         f"tensorflow-datasets (omniglot/3.0.0/dataset_info.json), or {_BOTH}, or a prepared "
         "omniglot*.npz. Without data_dir, Omniglot is downloaded."
     )
+
+
+def _cached(path: Path, build: Callable[[], Dataset], source: str, origin: dict[str, str]) -> Dataset:
+    return cached_dataset(path, lambda: build()._replace(origin=origin), source=source)
 
 
 def _find_pool(data_dir: Path) -> Path | None:

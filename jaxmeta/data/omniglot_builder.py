@@ -20,33 +20,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums
 
+from jaxmeta.data.omniglot import ARCHIVES, HOME
 from jaxmeta.data.prepared import compare_checksum, read_records
 
-_HOME = "https://github.com/brendenlake/omniglot/"
-_SOURCE = _HOME + "raw/master/python/"
-# Split: archive, its size in bytes and its SHA-256, as published.
-ARCHIVES = {
-    "train": (
-        "images_background.zip",
-        9464212,
-        "ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
-    ),
-    "test": (
-        "images_evaluation.zip",
-        6462886,
-        "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
-    ),
-    "small1": (
-        "images_background_small1.zip",
-        1319022,
-        "f38eb80f801274ac2b4dff5b24289016bfaba4a7d5bb50deebf27104ad6cb8a4",
-    ),
-    "small2": (
-        "images_background_small2.zip",
-        1580917,
-        "3ccaa407515a8778e5d0861875af38b17e418f301ad5bb3b5a6b65d901a41c7f",
-    ),
-}
+_SOURCE = HOME + "raw/master/python/"
 ALPHABETS, CHARACTERS = 50, 1623
 _MEMBER = re.compile(r"[^/]+/(?P<alphabet>[^/]+)/character(?P<character>\d+)/(?P<file>(?P<label>\d+)_\d+\.png)")
 
@@ -87,7 +64,7 @@ class JaxmetaOmniglot(tfds.core.GeneratorBasedBuilder):
                 }
             ),
             supervised_keys=("image", "label"),
-            homepage=_HOME,
+            homepage=HOME,
             citation=(
                 "Lake, Salakhutdinov and Tenenbaum. Human-level concept learning through "
                 "probabilistic program induction. Science 350(6266), 1332-1338, 2015."
@@ -164,9 +141,9 @@ def _check_network() -> None:
     import requests  # It comes with tensorflow-datasets, which downloads with it.
 
     try:
-        requests.head(_HOME, timeout=20)
+        requests.head(HOME, timeout=20)
     except requests.RequestException as error:
-        raise ConnectionError(f"{_HOME} cannot be reached: {type(error).__name__}") from error
+        raise ConnectionError(f"{HOME} cannot be reached: {type(error).__name__}") from error
 
 
 def read_drawings(folder: Path) -> Iterator[tuple[str, bytes]]:

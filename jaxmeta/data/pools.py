@@ -66,6 +66,7 @@ class Dataset(NamedTuple):
       class_names: With the same keys, one name for each class.
       groups: With the same keys, the group of each class: its alphabet. None where classes have none.
       recipe: How the images were made of files, so that others can be made alike. None where there are no images.
+      origin: What it was prepared from: names of files or data sets, and the SHA-256 of each where it has one.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Dataset(NamedTuple):
     class_names: dict[str, tuple[str, ...]]
     groups: dict[str, tuple[str, ...]] | None = None
     recipe: ImageRecipe | None = None
+    origin: dict[str, str | None] | None = None
 
 
 def with_rotations(pool: ClassPool, names: Sequence[str]) -> tuple[ClassPool, tuple[str, ...]]:

@@ -1,6 +1,7 @@
 """Copies of published data on a disk: where they are, whether they are the published ones, what is in them."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -42,10 +43,30 @@ def cache_file(prefix: str, files: Sequence[Path]) -> Path:
       A path in `cache_dir()`.
     """
     digest = hashlib.sha256()
-    for path in files:
-        with open(path, "rb") as file:
-            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    for name, of_file in file_hashes(files).items():
+        digest.update(name.encode() + bytes.fromhex(of_file))
     return cache_dir() / f"{prefix}-{digest.hexdigest()[:16]}.npz"
+
+
+def file_hashes(files: Sequence[Path]) -> dict[str, str]:
+    """Hash the files of a copy.
+
+    Args:
+      files: The copy.
+
+    Returns:
+      The SHA-256 of each, by its name.
+    """
+    stats = [(path, path.stat()) for path in files]
+    return {path.name: _file_hash(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats}
+
+
+@functools.lru_cache(maxsize=1024)
+def _file_hash(path: Path, size: int, modified: int) -> str:
+    # A large archive is hashed once in a process; size and time tell whether it is still the same.
+    del size, modified
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def compare_checksum(path: Path, contents: bytes, published: str) -> None:
