@@ -39,6 +39,10 @@ NEEDS = {
     "glyphs": "nothing: drawn from the fonts of matplotlib",
     "omniglot": "a network, or --data-dir with the published archives or a copy of tensorflow-datasets",
     "mnist": "--data-dir with the four original files or a copy of tensorflow-datasets",
+    "mini_imagenet": "--data-dir with its images and lists, or the training images of ILSVRC 2012",
+    "tiered_imagenet": "--data-dir with the training images of ILSVRC 2012",
+    "quickdraw": "--data-dir with the 28x28 bitmaps, an .npy file for each category",
+    "faces": "--data-dir with a folder of images for each person",
     "sinusoid": "nothing: made as it is used",
 }
 

@@ -87,7 +87,7 @@ def load_faces(
     # Refused here if they are too few, before any is read.
     split_classes(tuple(people), seed)
     path = pool_file(f"faces-{RECIPE}-{recipe.height}-{per_class}", people)
-    stored = cached_dataset(path, lambda: _read(people, recipe))
+    stored = cached_dataset(path, lambda: _read(people, recipe), source=str(data_dir))
     names = stored.class_names["all"]
     split = split_classes(names, seed)
     write_split(path.with_name(f"{path.stem}-split{seed}.json"), split)

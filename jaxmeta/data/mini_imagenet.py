@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxmeta.data.array_pickles import read_array_pickle
 from jaxmeta.data.brought import ImageFiles, choose_names, image_names, pool_file, read_pool, some
 from jaxmeta.data.cache import cached_dataset
 from jaxmeta.data.imagenet import find_classes, how_to_get, warn_if_few
 from jaxmeta.data.imagenet_splits import MINI_IMAGENET
+from jaxmeta.data.pickled import read_pickle
 from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe
 
 _LOG = logging.getLogger(__name__)
@@ -68,12 +68,12 @@ def load_mini_imagenet(*, data_dir: Path | None = None, image_size: int | None =
     lists = {split: folder / name for split, name in _LISTS.items()}
     if _all_there(pickles):
         file = pool_file(prefix, {split: ImageFiles(path) for split, path in pickles.items()})
-        return cached_dataset(file, lambda: _from_pickles(pickles, recipe))
+        return cached_dataset(file, lambda: _from_pickles(pickles, recipe), source=str(folder))
     if _all_there(lists):
         classes = _listed(lists, folder / "images" if (folder / "images").is_dir() else folder)
     else:
         classes = _chosen(folder)
-    return cached_dataset(pool_file(prefix, classes), lambda: _dataset(classes, recipe))
+    return cached_dataset(pool_file(prefix, classes), lambda: _dataset(classes, recipe), source=str(folder))
 
 
 def _all_there(paths: dict[str, Path]) -> bool:
@@ -170,7 +170,7 @@ def _pickled_pool(path: Path, numbers: tuple[str, ...], recipe: ImageRecipe) -> 
     """Read a file of `{"image_data": [images, 84, 84, 3] uint8, "class_dict": {class: places}}`."""
     from PIL import Image
 
-    images, places = _checked(path, read_array_pickle(path), numbers)
+    images, places = _checked(path, read_pickle(_bytes(path), path), numbers)
     size, most = (recipe.width, recipe.height), max(map(len, places.values()))
     pool = np.zeros([len(numbers), most, recipe.height, recipe.width, 3], np.uint8)
     for row, number in enumerate(numbers):
@@ -180,6 +180,13 @@ def _pickled_pool(path: Path, numbers: tuple[str, ...], recipe: ImageRecipe) -> 
             of_class = np.stack([np.asarray(image) for image in resized])
         pool[row, : len(of_class)] = of_class
     return ClassPool(pool, np.array([len(places[number]) for number in numbers], np.int32))
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}).") from error
 
 
 def _checked(path: Path, content: Any, numbers: tuple[str, ...]) -> tuple[np.ndarray, dict[str, np.ndarray]]:

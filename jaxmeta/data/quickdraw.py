@@ -88,7 +88,7 @@ def load_quickdraw(*, data_dir: Path | None = None, per_class: int = PER_CLASS, 
             "Meta-Dataset. It is written in %s.",
             *(len(names), CATEGORIES, seed, written),
         )
-    pool = cached_dataset(path, lambda: _read(files, per_class)).splits["all"]
+    pool = cached_dataset(path, lambda: _read(files, per_class), source=str(data_dir)).splits["all"]
     pools, pool_names = divide_pool(pool, names, split)
     return Dataset("quickdraw", "classification", pools, pool_names, recipe=BITMAPS)
 

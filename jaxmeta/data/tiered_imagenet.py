@@ -48,9 +48,10 @@ def load_tiered_imagenet(*, data_dir: Path | None = None, image_size: int | None
     if data_dir is None:
         name = "tiered-ImageNet"
         raise DataError(f"{name} is not downloaded: give its folder as data_dir. {how_to_get(name)}")
-    classes = find_classes(Path(data_dir).expanduser(), TIERED_IMAGENET, "tiered-ImageNet")
+    folder = Path(data_dir).expanduser()
+    classes = find_classes(folder, TIERED_IMAGENET, "tiered-ImageNet")
     file = pool_file(f"tiered_imagenet-{RECIPE}-{recipe.height}", classes)
-    dataset = cached_dataset(file, lambda: _dataset(classes, recipe))
+    dataset = cached_dataset(file, lambda: _dataset(classes, recipe), source=str(folder))
     # Groups are not part of a cached file.
     groups = {split: tuple(categories.values()) for split, categories in TIERED_IMAGENET.items()}
     return dataset._replace(groups=groups)
