@@ -93,7 +93,7 @@ def test_all_categories_are_split_as_meta_dataset_splits_them(tmp_path, caplog):
         (lambda path: np.save(path, np.array([{}], object), allow_pickle=True), "cat.npy is damaged .*Python objects"),
         (lambda path: np.save(path, np.zeros([9, 28, 28], np.uint8)), r"uint8\[9, 28, 28\]; it should be uint8\[draw"),
         (lambda path: np.save(path, np.zeros([9, 784])), r"float64\[9, 784\]"),
-        (lambda path: write_category(path, 0, drawings=3), "has 3 drawings, 4 of each class are asked for"),
+        (lambda path: write_category(path, 0, drawings=1), "cat.npy has 1 drawings, a class needs two or more"),
         (lambda path: write_category(path.with_name("full_numpy_bitmap_cat.npy"), 0), "holds 'cat' twice"),
     ],
     ids=["cut", "empty", "page", "objects", "shape", "type", "few", "twice"],
@@ -102,6 +102,16 @@ def test_bad_files_are_named(bitmaps, damage, message):
     damage(bitmaps / "cat.npy")
     with pytest.raises(DataError, match=message):
         load_quickdraw(data_dir=bitmaps, per_class=4)
+
+
+def test_categories_with_few_drawings_keep_what_they_have(bitmaps, caplog):
+    write_category(bitmaps / "cat.npy", 0, drawings=3)
+    data = load_quickdraw(data_dir=bitmaps, per_class=4)
+    assert "1 (cat: 3) categories have fewer than 4 drawings" in caplog.text
+    counts = {
+        name: n for split in SPLITS for name, n in zip(data.class_names[split], data.splits[split].counts, strict=True)
+    }
+    assert counts.pop("cat") == 3 and set(counts.values()) == {4}
 
 
 def test_missing_folders_are_named(bitmaps, tmp_path):
@@ -116,7 +126,7 @@ def test_missing_folders_are_named(bitmaps, tmp_path):
         load_quickdraw(data_dir=bitmaps, per_class=1)
     for path in sorted(bitmaps.iterdir())[5:]:
         path.unlink()
-    with pytest.raises(DataError, match="5 classes to be divided .* until there are 6"):
+    with pytest.raises(DataError, match="There are 5 classes; .* need 6: 2 to train on"):
         load_quickdraw(data_dir=bitmaps, per_class=4)
 
 
@@ -130,8 +140,12 @@ def test_drawn_splits_are_disjoint_and_stable():
     grown = split_classes([*names, "another"], 0)
     moved = [name for part in SPLITS for name in split[part] if name not in grown[part]]
     assert len(moved) <= 2
-    # Six classes are two for each part.
-    assert [len(of_part) for of_part in split_classes(names[:6], 0).values()] == [2, 2, 2]
+    # Few classes are divided so that every part has a task.
+    assert [len(of_part) for of_part in split_classes(names[:6]).values()] == [2, 2, 2]
+    assert [len(of_part) for of_part in split_classes(names[:20], ways=5).values()] == [10, 5, 5]
+    assert [len(of_part) for of_part in split_classes(names[:21], ways=5, train_ways=11).values()] == [11, 5, 5]
+    with pytest.raises(DataError, match="There are 20 classes; .* need 21: 11 to train on, 5 to validate"):
+        split_classes(names[:20], ways=5, train_ways=11)
 
 
 def test_a_split_that_cannot_be_written_is_no_error(tmp_path, caplog):

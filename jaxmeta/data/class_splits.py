@@ -14,13 +14,14 @@ from jaxmeta.data.pools import ClassPool, DataError
 _LOG = logging.getLogger(__name__)
 
 PARTS = ("train", "validation", "test")
-SHARES = (0.70, 0.15, 0.15)
+# The share of validation, and of test: as Meta-Dataset (Triantafillou et al. 2020) divides.
+HELD_OUT = 0.15
 
 
 def split_classes(
-    names: Sequence[str], seed: int, *, shares: tuple[float, float, float] = SHARES, least: int = 2
+    names: Sequence[str], seed: int = 0, *, ways: int = 2, train_ways: int | None = None
 ) -> dict[str, tuple[str, ...]]:
-    """Divide classes among training, validation and test, as if by chance.
+    """Divide classes among training, validation and test, as if by chance: 70 %, 15 % and 15 %.
 
     Classes are ranked by the SHA-256 of the seed and their name: the split does not depend on their order, on the
     machine, or on the version of a library, and a class that is added moves at most the ones at the borders.
@@ -28,8 +29,8 @@ def split_classes(
     Args:
       names: The classes.
       seed: Another seed, another split.
-      shares: How much of the classes each part gets.
-      least: How many classes each part needs.
+      ways: Classes in a task; validation and test get at least as many, at the cost of training.
+      train_ways: Classes in a task of training; None for `ways`.
 
     Returns:
       For "train", "validation" and "test" their classes, sorted by name; no class is in two.
@@ -38,18 +39,20 @@ def split_classes(
       DataError: there are too few classes.
 
     Example:
-      >>> {part: len(of_part) for part, of_part in split_classes([f"class {i}" for i in range(345)], 0).items()}
+      >>> {part: len(of_part) for part, of_part in split_classes([f"class {i}" for i in range(345)]).items()}
       {'train': 241, 'validation': 52, 'test': 52}
     """
-    if len(names) < len(PARTS) * least:
+    needed = (train_ways or ways) + 2 * ways
+    if len(names) < needed:
         raise DataError(
-            f"There are {len(names)} classes to be divided among {', '.join(PARTS)}, each of which needs {least}. Add "
-            f"classes, until there are {len(PARTS) * least}."
+            f"There are {len(names)} classes; tasks of {ways} classes that were not trained on need {needed}: "
+            f"{train_ways or ways} to train on, {ways} to validate with and {ways} to test on. Use fewer ways, or more "
+            "classes."
         )
     ranked = sorted(names, key=lambda name: hashlib.sha256(f"{seed}|{name}".encode(errors="surrogateescape")).digest())
-    held_out = [max(least, round(share * len(names))) for share in shares[1:]]
-    first, second = len(names) - sum(held_out), len(names) - held_out[1]
-    parts = ranked[:first], ranked[first:second], ranked[second:]
+    held_out = min(max(ways, round(HELD_OUT * len(names))), (len(names) - (train_ways or ways)) // 2)
+    cut = len(names) - 2 * held_out
+    parts = ranked[:cut], ranked[cut : cut + held_out], ranked[cut + held_out :]
     return {part: tuple(sorted(of_part)) for part, of_part in zip(PARTS, parts, strict=True)}
 
 

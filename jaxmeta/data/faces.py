@@ -44,7 +44,13 @@ class FoldedPairs(NamedTuple):
 
 
 def load_faces(
-    *, data_dir: Path | None = None, image_size: int | None = None, per_class: int = PER_CLASS, seed: int = 0
+    *,
+    data_dir: Path | None = None,
+    image_size: int | None = None,
+    per_class: int = PER_CLASS,
+    seed: int = 0,
+    ways: int = 2,
+    train_ways: int | None = None,
 ) -> Dataset:
     """Load a folder of people as class pools of colour images, no person in two splits.
 
@@ -59,12 +65,14 @@ def load_faces(
       per_class: At most so many images of a person are taken, always the same ones: some people have hundreds, and
         a pool has room for as many of everybody.
       seed: Draws the split.
+      ways: People in a task; the split leaves so many for validation and for test.
+      train_ways: People in a task of training; None for `ways`.
 
     Returns:
       Images `[people, most of a person, 84, 84, 3]` uint8, and how many there are of each; names are the folders'.
 
     Raises:
-      DataError: no such folder, or fewer than six people with two images each.
+      DataError: no such folder, or too few people with two images each: six at least.
 
     Example:
       >>> load_faces(data_dir=Path("lfw")).splits["train"].counts.shape  # doctest: +SKIP
@@ -85,11 +93,11 @@ def load_faces(
         left = len(everybody) - len(people)
         _LOG.warning("%d of %d people have fewer than two images, and are left out.", left, len(everybody))
     # Refused here if they are too few, before any is read.
-    split_classes(tuple(people), seed)
+    split_classes(tuple(people), seed, ways=ways, train_ways=train_ways)
     path = pool_file(f"faces-{RECIPE}-{recipe.height}-{per_class}", people)
     stored = cached_dataset(path, lambda: _read(people, recipe), source=str(data_dir))
     names = stored.class_names["all"]
-    split = split_classes(names, seed)
+    split = split_classes(names, seed, ways=ways, train_ways=train_ways)
     write_split(path.with_name(f"{path.stem}-split{seed}.json"), split)
     pools, pool_names = divide_pool(stored.splits["all"], names, split)
     return Dataset("faces", "classification", pools, pool_names, recipe=recipe)

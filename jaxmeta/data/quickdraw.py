@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from jaxmeta.data.brought import ImageFiles, pool_file
+from jaxmeta.data.brought import ImageFiles, pool_file, some
 from jaxmeta.data.cache import cached_dataset
 from jaxmeta.data.class_splits import divide_pool, split_classes, write_split
 from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe
@@ -47,7 +47,14 @@ HELD_OUT = {
 CATEGORIES = 345
 
 
-def load_quickdraw(*, data_dir: Path | None = None, per_class: int = PER_CLASS, seed: int = 0) -> Dataset:
+def load_quickdraw(
+    *,
+    data_dir: Path | None = None,
+    per_class: int = PER_CLASS,
+    seed: int = 0,
+    ways: int = 2,
+    train_ways: int | None = None,
+) -> Dataset:
     """Load Quick, Draw! as class pools of 28x28 images with bright ink, as in `load_omniglot`.
 
     Of the 100,000 and more drawings of a category some are taken, evenly spread over its file. 200 of each are 54 MB
@@ -59,14 +66,16 @@ def load_quickdraw(*, data_dir: Path | None = None, per_class: int = PER_CLASS, 
 
     Args:
       data_dir: The folder of the `.npy` files.
-      per_class: How many drawings of each category.
+      per_class: How many drawings of each category; all, where there are fewer.
       seed: Draws the split, where not all categories are there.
+      ways: Classes in a task; a split that is drawn leaves so many for validation and for test.
+      train_ways: Classes in a task of training; None for `ways`.
 
     Returns:
       Images `[classes, per_class, 28, 28, 1]` uint8, ink 255 on 0; names are the categories.
 
     Raises:
-      DataError: no such folder, too few categories, a file that is damaged or has too few drawings.
+      DataError: no such folder, too few categories, a file that is damaged or has fewer than two drawings.
 
     Example:
       >>> load_quickdraw(data_dir=Path("numpy_bitmap")).splits["test"].images.shape  # doctest: +SKIP
@@ -78,9 +87,10 @@ def load_quickdraw(*, data_dir: Path | None = None, per_class: int = PER_CLASS, 
         raise DataError(f"load_quickdraw needs at least 2 drawings of each class; given per_class={per_class}.")
     files = _files(data_dir)
     names = tuple(files)
-    split, drawn = _split(names, seed)
+    published = _published_split(names)
+    split = published or split_classes(names, seed, ways=ways, train_ways=train_ways)
     path = pool_file(f"quickdraw-{RECIPE}-{per_class}", {name: ImageFiles(file) for name, file in files.items()})
-    if drawn:
+    if published is None:
         written = path.with_name(f"{path.stem}-split{seed}.json")
         write_split(written, split)
         _LOG.warning(
@@ -118,18 +128,25 @@ def _files(data_dir: Path | None) -> dict[str, Path]:
     return dict(sorted(files.items()))
 
 
-def _split(names: tuple[str, ...], seed: int) -> tuple[dict[str, tuple[str, ...]], bool]:
-    """Give the split, and whether it was drawn."""
+def _published_split(names: tuple[str, ...]) -> dict[str, tuple[str, ...]] | None:
     held_out = {name for of_part in HELD_OUT.values() for name in of_part}
-    if len(names) == CATEGORIES and held_out <= set(names):
-        return {"train": tuple(sorted(set(names) - held_out)), **HELD_OUT}, False
-    return split_classes(names, seed), True
+    if len(names) != CATEGORIES or not held_out <= set(names):
+        return None
+    return {"train": tuple(sorted(set(names) - held_out)), **HELD_OUT}
 
 
 def _read(files: dict[str, Path], per_class: int) -> Dataset:
-    images = np.stack([_drawings(path, per_class) for path in files.values()])
-    pool = ClassPool(images, np.full(len(files), per_class, np.int32))
-    return Dataset("quickdraw", "classification", {"all": pool}, {"all": tuple(files)}, recipe=BITMAPS)
+    drawings = [_drawings(path, per_class) for path in files.values()]
+    counts = np.array([len(of_class) for of_class in drawings], np.int32)
+    images = np.zeros([len(files), counts.max(), SIZE, SIZE, 1], np.uint8)
+    for place, of_class in enumerate(drawings):
+        images[place, : len(of_class)] = of_class
+    short = [f"{name}: {count}" for name, count in zip(files, counts, strict=True) if count < per_class]
+    if short:
+        _LOG.warning("%s categories have fewer than %d drawings.", some(short), per_class)
+    return Dataset(
+        "quickdraw", "classification", {"all": ClassPool(images, counts)}, {"all": tuple(files)}, recipe=BITMAPS
+    )
 
 
 def _drawings(path: Path, per_class: int) -> np.ndarray:
@@ -142,9 +159,7 @@ def _drawings(path: Path, per_class: int) -> np.ndarray:
         raise DataError(f"{path} is damaged ({error}). Fetch it again.") from error
     if kind != np.uint8 or shape[1:] != [SIZE * SIZE]:
         raise DataError(f"{path} holds {kind}{shape}; it should be uint8[drawings, {SIZE * SIZE}]. Fetch it again.")
-    if shape[0] < per_class:
-        raise DataError(
-            f"{path} has {shape[0]} drawings, {per_class} of each class are asked for: use fewer (per_class)."
-        )
-    rows = np.arange(per_class) * shape[0] // per_class
-    return stored[rows].reshape(per_class, SIZE, SIZE, 1)
+    if shape[0] < 2:
+        raise DataError(f"{path} has {shape[0]} drawings, a class needs two or more. Fetch it again, or remove it.")
+    chosen = min(per_class, shape[0])
+    return stored[np.arange(chosen) * shape[0] // chosen].reshape(chosen, SIZE, SIZE, 1)
