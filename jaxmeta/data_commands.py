@@ -45,6 +45,10 @@ NEEDS = {
     "cub": "a network, or --data-dir with CUB_200_2011.tgz",
     "vgg_flowers": "a network, or --data-dir with 102flowers.tgz and imagelabels.mat",
     "fgvc_aircraft": "a network, or --data-dir with fgvc-aircraft-2013b.tar.gz",
+    "mini_imagenet": "--data-dir with its images and lists, or the training images of ILSVRC 2012",
+    "tiered_imagenet": "--data-dir with the training images of ILSVRC 2012",
+    "quickdraw": "--data-dir with the 28x28 bitmaps, an .npy file for each category",
+    "faces": "--data-dir with a folder of images for each person",
     "sinusoid": "nothing: made as it is used",
     "folder": "folder:PATH, with a folder for each class, or a CSV of path and label",
 }

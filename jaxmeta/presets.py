@@ -16,9 +16,10 @@ _OMNIGLOT = Config(
     steps=4500,
     checkpoint_every=250,
 )
+# Finn et al. 2017: five steps of 0.01, on photographs of 84 x 84.
 _TWENTY_WAY = {"ways": 20, "inner_steps": 5, "eval_inner_steps": 5, "inner_lr": 0.1, "tasks": 16}
 _FIVE_SHOT = {"shots": 5, "queries": 5, "eval_queries": 5}
-# MAML's setting for mini-ImageNet, for photographs of whatever size.
+# MAML's setting for mini-ImageNet, for all photographs.
 _PHOTOGRAPHS = Config(
     norm="transductive",
     model="conv4",
@@ -61,6 +62,12 @@ PRESETS = {
     "cub-maml-5w1s": dataclasses.replace(_PHOTOGRAPHS, dataset="cub"),
     "vgg-flowers-maml-5w1s": dataclasses.replace(_PHOTOGRAPHS, dataset="vgg_flowers"),
     "fgvc-aircraft-maml-5w1s": dataclasses.replace(_PHOTOGRAPHS, dataset="fgvc_aircraft"),
+    "mini-imagenet-maml-5w1s": dataclasses.replace(_PHOTOGRAPHS, dataset="mini_imagenet"),
+    "mini-imagenet-maml-5w5s": dataclasses.replace(_PHOTOGRAPHS, dataset="mini_imagenet", shots=5, tasks=2),
+    "tiered-imagenet-maml-5w1s": dataclasses.replace(_PHOTOGRAPHS, dataset="tiered_imagenet"),
+    "quickdraw-maml-5w1s": Config(dataset="quickdraw", filters=64),
+    # Of many people there are two images.
+    "faces-maml-5w1s": Config(dataset="faces", model="conv4", queries=1, eval_queries=1),
     "sinusoid-maml": Config(
         dataset="sinusoid",
         model="mlp",
@@ -89,6 +96,10 @@ DEFAULT_PRESETS = {
     "cub": "cub-maml-5w1s",
     "vgg_flowers": "vgg-flowers-maml-5w1s",
     "fgvc_aircraft": "fgvc-aircraft-maml-5w1s",
+    "mini_imagenet": "mini-imagenet-maml-5w1s",
+    "tiered_imagenet": "tiered-imagenet-maml-5w1s",
+    "quickdraw": "quickdraw-maml-5w1s",
+    "faces": "faces-maml-5w1s",
     "sinusoid": "sinusoid-maml",
     "folder": "folder-maml-5w1s",
 }

@@ -184,7 +184,7 @@ def equal_error_rate(curve: Roc) -> float:
     return float(np.interp(0.0, excess, curve.false_positive_rate))
 
 
-def verification_accuracy(scores, same, *, folds: int = 10) -> Estimate:
+def verification_accuracy(scores, same, *, folds=10) -> Estimate:
     """Compute the accuracy with a threshold chosen by cross-validation, as for Labeled Faces in the Wild.
 
     The pairs are divided into folds, each with its share of same and of different pairs. On each
@@ -194,7 +194,8 @@ def verification_accuracy(scores, same, *, folds: int = 10) -> Estimate:
     Args:
       scores: `[pairs]`, the higher the more alike.
       same: `[pairs]` bool.
-      folds: Number of folds; within a kind, pair i is in fold i modulo folds.
+      folds: Number of folds; within a kind, pair i is in fold i modulo folds. Or `[pairs]` int, the fold of each, as
+        `load_pairs` reads it of a published list.
 
     Returns:
       An `Estimate` over folds: `per_task` is the accuracy on each. (The protocol for faces gives the
@@ -211,19 +212,34 @@ def verification_accuracy(scores, same, *, folds: int = 10) -> Estimate:
     Source: Huang, Ramesh, Berg and Learned-Miller, 2007, "Labeled Faces in the Wild", section 4.
     """
     scores, same = _checked(scores, same)
+    fold = _folds(same, folds)
+    right = []
+    for number in np.unique(fold):
+        here = fold == number
+        called = scores[here] >= _best_threshold(scores[~here], same[~here])
+        right.append((called == same[here]).mean())
+    return estimate(right)
+
+
+def _folds(same: np.ndarray, folds) -> np.ndarray:
+    """Give the fold of each pair; refuse folds that lack one kind of pair."""
+    if np.ndim(folds):
+        fold = np.asarray(folds)
+        numbers = np.unique(fold).tolist()
+        whole = fold.shape == same.shape and len(numbers) >= 2
+        if not whole or any(np.unique(same[fold == number]).size < 2 for number in numbers):
+            raise ValueError(
+                f"verification_accuracy needs the fold of each of {same.size} pairs, of two folds or more with a same "
+                f"and a different pair in each; given {list(fold.shape)} with the folds {numbers}."
+            )
+        return fold
     fewest = min(same.sum(), (~same).sum())
     if not 2 <= folds <= fewest:
         raise ValueError(
             f"verification_accuracy needs 2 folds or more, and a same and a different pair in each; given {folds} "
             f"folds for {same.sum()} same and {(~same).sum()} different pairs. Use at most {fewest} folds."
         )
-    fold = np.where(same, np.cumsum(same) - 1, np.cumsum(~same) - 1) % folds
-    right = []
-    for number in range(folds):
-        here = fold == number
-        called = scores[here] >= _best_threshold(scores[~here], same[~here])
-        right.append((called == same[here]).mean())
-    return estimate(right)
+    return np.where(same, np.cumsum(same) - 1, np.cumsum(~same) - 1) % folds
 
 
 def _best_threshold(scores, same) -> float:

@@ -16,15 +16,19 @@ from jaxmeta.data.episodes import (
     task_keys,
     within_groups,
 )
+from jaxmeta.data.faces import FoldedPairs, load_faces, load_pairs
 from jaxmeta.data.fgvc_aircraft import load_fgvc_aircraft
 from jaxmeta.data.folder import load_folder
 from jaxmeta.data.glyphs import load_glyphs
+from jaxmeta.data.mini_imagenet import load_mini_imagenet
 from jaxmeta.data.mnist import load_mnist
 from jaxmeta.data.omniglot import load_omniglot
 from jaxmeta.data.pairs import Pairs, sample_pairs
 from jaxmeta.data.pools import ClassPool, DataError, Dataset
+from jaxmeta.data.quickdraw import load_quickdraw
 from jaxmeta.data.sinusoid import load_sinusoid, sample_sinusoids
 from jaxmeta.data.sources import fixed_source, sample_classification
+from jaxmeta.data.tiered_imagenet import load_tiered_imagenet
 from jaxmeta.data.vgg_flowers import load_vgg_flowers
 
 DATASETS = {
@@ -37,6 +41,10 @@ DATASETS = {
     "cub": load_cub,
     "vgg_flowers": load_vgg_flowers,
     "fgvc_aircraft": load_fgvc_aircraft,
+    "mini_imagenet": load_mini_imagenet,
+    "tiered_imagenet": load_tiered_imagenet,
+    "quickdraw": load_quickdraw,
+    "faces": load_faces,
     "sinusoid": load_sinusoid,
     # Asked for as folder:PATH.
     "folder": load_folder,
@@ -104,6 +112,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "EpisodeSpec",
+    "FoldedPairs",
     "Pairs",
     "TaskSource",
     "challenge_source",
@@ -119,11 +128,16 @@ __all__ = [
     "load_cub",
     "load_fc100",
     "load_fgvc_aircraft",
+    "load_faces",
     "load_glyphs",
+    "load_mini_imagenet",
     "load_mnist",
     "load_omniglot",
+    "load_pairs",
+    "load_quickdraw",
     "load_sinusoid",
     "load_vgg_flowers",
+    "load_tiered_imagenet",
     "sample_classification",
     "sample_episode",
     "sample_episodes",
