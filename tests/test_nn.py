@@ -4,6 +4,7 @@ from functools import partial
 
 import flax.linen
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -275,3 +276,15 @@ def test_blocks_of_examples_change_nothing(x64, lowering, monkeypatch):
     jax.clear_caches()
     for one, other in zip(all_three(), whole, strict=True):
         assert relative_error(one, other) < 1e-12
+
+
+@pytest.mark.parametrize("lowering", ["patches", "winograd"])
+def test_an_exported_program_takes_any_number_of_examples(lowering):
+    """On the platform where examples go through in blocks, of which a symbol has none."""
+    kernel = jax.random.normal(jax.random.key(0), [3, 3, 4, 2])
+    (examples,) = jax.export.symbolic_shape("examples")
+    shape = jax.ShapeDtypeStruct((examples, 8, 8, 4), jnp.float32)
+    exported = jax.export.export(jax.jit(lambda images: conv2d(images, kernel, lowering=lowering)))(shape)
+    for number in (1, 5):
+        images = jax.random.normal(jax.random.key(1), [number, 8, 8, 4])
+        np.testing.assert_allclose(exported.call(images), conv2d(images, kernel), atol=1e-4)
