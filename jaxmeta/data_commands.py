@@ -219,6 +219,8 @@ def _show(arguments: list[str]) -> None:
     for name in ("ways", "shots", "queries"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name} must be at least 1; given {getattr(options, name)}.")
+    if options.out is not None and options.out.is_dir():
+        raise ConfigError(f"--out {options.out} is a folder; give the name of a PNG file.")
     dataset = load_dataset(config)
     if dataset.kind != "classification":
         raise ConfigError(f"--dataset {dataset.name} is regression and has no images to show; choose another dataset.")
@@ -229,11 +231,9 @@ def _show(arguments: list[str]) -> None:
         pictures = draw_pictures(dataset, options.split, spec, options.seed)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    size = f"{spec.ways}-way {spec.shots}-shot, seed {options.seed}"
     slug = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in dataset.name)
     out = options.out or Path(f"{slug}-episode.png")
-    if out.is_dir():
-        raise ConfigError(f"--out {out} is a folder; give the name of a PNG file.")
-    size = f"{spec.ways}-way {spec.shots}-shot, seed {options.seed}"
     plot_task(out, pictures.support, pictures.query, pictures.names, f"{dataset.name}, {options.split}: {size}")
     print(f"{out}: {', '.join(pictures.names)}")
 

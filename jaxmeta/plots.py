@@ -128,7 +128,7 @@ def plot_task(path: Path, support: np.ndarray, query: np.ndarray, names: Sequenc
         axes.set_axis_off()
     for row, name in zip(grid, names, strict=False):
         # Also broken after a slash or an underscore, as in "Greek/character01".
-        lines = textwrap.wrap(re.sub(r"([/_])(?=\S)", r"\1\0 ", name), 18, max_lines=4, placeholder=" ...")
+        lines = textwrap.wrap(re.sub(r"([/_])(?=\S)", r"\1\0 ", name), 22, max_lines=4, placeholder=" ...")
         # Anything may be the name of a folder: a dollar sign begins no formula here.
         text = re.sub("\0 ?", "", "\n".join(lines)).replace("$", r"\$")
         row[0].text(1, 0.5, text, ha="right", va="center", fontsize=9, color=TRUTH, transform=row[0].transAxes)

@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -27,6 +29,7 @@ from jaxmeta.data.pool_file import read_header, verify_dataset
 from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe
 from jaxmeta.data_commands import NEEDS
 
+REPO = Path(__file__).resolve().parents[1]
 CLASSES, PER_CLASS = 50, 4
 
 
@@ -153,8 +156,12 @@ def test_of_a_mapped_pool_a_sample_is_checked_at_opening_and_all_by_verify(mappe
 # Several processes.
 
 PREPARE = """
-    import logging, os, pathlib, sys, time, hashlib
+    import hashlib, os, pathlib, sys, time, types
     import numpy as np
+    # The cache needs NumPy only: the packages around it, which take seconds to import, are left empty.
+    for name in ("jaxmeta", "jaxmeta.data"):
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__path__ = [str(pathlib.Path(sys.argv[2], *name.split(".")))]
     from jaxmeta.data.cache import cached_dataset
     from jaxmeta.data.pools import ClassPool, Dataset
     folder = pathlib.Path(sys.argv[1])
@@ -175,7 +182,7 @@ PREPARE = """
 
 def start(folder):
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PREPARE), str(folder)],
+        [sys.executable, "-c", textwrap.dedent(PREPARE), str(folder), str(REPO)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -192,6 +199,7 @@ def test_of_two_processes_one_prepares_and_the_other_waits(tmp_path):
             assert process.poll() is None, process.communicate()
             if "waiting for it" in (process.stderr.readline() or ""):
                 waiting = process
+        time.sleep(0.02)
     (tmp_path / "go").touch()
     results = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
@@ -205,6 +213,7 @@ def test_a_killed_process_blocks_nobody_and_its_leavings_are_removed(tmp_path):
     process = start(tmp_path)
     while not (tmp_path / "built").exists():
         assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     folder = tmp_path / "cache"

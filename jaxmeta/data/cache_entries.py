@@ -101,7 +101,8 @@ def entries_named(entries: Sequence[CacheEntry], name: str) -> list[CacheEntry]:
       The entries.
     """
     exact = [entry for entry in entries if name in (entry.path.name, entry.path.stem)]
-    return exact or [entry for entry in entries if name == dataset_name(entry)]
+    # A folder's data set has a name of its own, but its file begins with "folder".
+    return exact or [entry for entry in entries if name in (dataset_name(entry), entry.path.stem.split("-")[0])]
 
 
 def dataset_name(entry: CacheEntry) -> str:
