@@ -39,6 +39,12 @@ NEEDS = {
     "glyphs": "nothing: drawn from the fonts of matplotlib",
     "omniglot": "a network, or --data-dir with the published archives or a copy of tensorflow-datasets",
     "mnist": "--data-dir with the four original files or a copy of tensorflow-datasets",
+    "cifar10": "a network, or --data-dir with an archive of it or a copy of tensorflow-datasets",
+    "cifar_fs": "a network, or --data-dir with an archive of CIFAR-100 or a copy of tensorflow-datasets",
+    "fc100": "the same as cifar_fs",
+    "cub": "a network, or --data-dir with CUB_200_2011.tgz",
+    "vgg_flowers": "a network, or --data-dir with 102flowers.tgz and imagelabels.mat",
+    "fgvc_aircraft": "--data-dir with fgvc-aircraft-2013b.tar.gz",
     "sinusoid": "nothing: made as it is used",
 }
 
