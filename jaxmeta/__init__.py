@@ -52,6 +52,7 @@ from jaxmeta.base import (
     check_episode,
     example_batch,
 )
+from jaxmeta.calibration import calibrate, expected_calibration_error, fit_temperature
 from jaxmeta.data import (
     DATASETS,
     ClassPool,
@@ -112,6 +113,7 @@ from jaxmeta.nn import LoweringTable
 from jaxmeta.online import OnlineLearner, OnlineState, TaskBuffer, fit_online, follow_the_meta_leader
 from jaxmeta.population import Members, fit_population, init_population, make_population_evaluator, members
 from jaxmeta.protocols import PROTOCOLS, Protocol, ensemble_learner, episodes_hash, fingerprint
+from jaxmeta.serve import Classifier, adapt_run, load_classifier
 from jaxmeta.train import compile_steps, fit, init_train_state, make_train_step
 from jaxmeta.verification import (
     Roc,
@@ -136,6 +138,7 @@ __all__ = [
     "PROTOCOLS",
     "Adaptation",
     "Batch",
+    "Classifier",
     "ClassPool",
     "Criterion",
     "Dataset",
@@ -163,6 +166,7 @@ __all__ = [
     "TaskSource",
     "TrainState",
     "accuracy",
+    "adapt_run",
     "anil",
     "area_under_roc",
     "baseline",
@@ -170,6 +174,7 @@ __all__ = [
     "bilevel",
     "boil",
     "bootstrapped",
+    "calibrate",
     "cavia",
     "challenge_source",
     "check",
@@ -191,10 +196,12 @@ __all__ = [
     "exact",
     "example_batch",
     "first_order",
+    "expected_calibration_error",
     "fingerprint",
     "fit",
     "fit_online",
     "fit_population",
+    "fit_temperature",
     "fixed_source",
     "follow_the_meta_leader",
     "fomaml",
@@ -218,6 +225,7 @@ __all__ = [
     "learning_rates",
     "linear",
     "load_challenge",
+    "load_classifier",
     "load_challenge_drawings",
     "load_glyphs",
     "load_mnist",

@@ -205,10 +205,23 @@ class Estimate(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Metrics by name, each an `Estimate` over the same `num_tasks` tasks."""
+    """Metrics by name, each an `Estimate` over the same `num_tasks` tasks.
+
+    `predicted` holds what was said of every query, a `Predicted` of arrays `[tasks, examples, ...]`; None where it was
+    not kept.
+    """
 
     metrics: dict[str, Estimate]
     num_tasks: int
+    predicted: "Predicted | None" = None
+
+
+class Predicted(NamedTuple):
+    """The outputs of a learner on query sets `[tasks, examples, outputs]`, with their targets and weights."""
+
+    outputs: Any
+    targets: Any
+    weights: Any
 
 
 def example_batch(inputs: jax.Array, targets: jax.Array) -> Batch:

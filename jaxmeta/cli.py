@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import warnings
+from functools import partial
 
 import tyro
 
@@ -39,6 +40,8 @@ commands:
   plan [PRESET]    time the ways of computing a run's step on this machine
   evaluate RUN     judge a run's best checkpoint
   compare RUN RUN  judge two runs on the same tasks, and the difference between them
+  adapt RUN        teach a run new classes by a folder of a few images, and label others
+  predict SAVED    label images with what adapt --save kept
   bench [LOAD ...] measure what a meta-step costs on this machine
   list             what there is: presets, datasets, algorithms, strategies, models
 
@@ -61,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
         "plan": _plan,
         "evaluate": _evaluate,
         "compare": _compare,
+        "adapt": partial(_serve, "adapt"),
+        "predict": partial(_serve, "predict"),
         "bench": _bench,
         "list": _list,
     }
@@ -209,9 +214,23 @@ def _compare(arguments: list[str]) -> None:
     _print_result(result)
 
 
+def _serve(command: str, arguments: list[str]) -> None:
+    from jaxmeta.options import AdaptOptions, PredictOptions
+    from jaxmeta.serve import commands
+
+    options = tyro.cli(
+        {"adapt": AdaptOptions, "predict": PredictOptions}[command], args=arguments, prog=f"jaxmeta {command}"
+    )
+    _check_least(options, eval_inner_steps=0)
+    result = getattr(commands, command)(**vars(options))
+    for sentence in (*result["notes"], *(f"skipped: {sentence}" for sentence in result["skipped"])):
+        print(sentence, file=sys.stderr)
+    _print_result(result)
+
+
 def _check_least(options, **least: int) -> None:
     for name, number in least.items():
-        value = getattr(options, name)
+        value = getattr(options, name, None)
         if value is not None and value < number:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {number}; given {value}.")
 

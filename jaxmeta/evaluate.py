@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmeta import devices
-from jaxmeta.base import Evaluation, Key, MetaLearner, PyTree, TrainState
+from jaxmeta.base import Evaluation, Key, MetaLearner, Predicted, PyTree, TrainState
 from jaxmeta.data import TaskSource, task_keys
 from jaxmeta.losses import Criterion
 from jaxmeta.metrics import estimate
@@ -45,7 +45,7 @@ def make_evaluator(
       >>> evaluator(meta_params, state, source, jax.random.key(1), 600).num_tasks
       600
     """
-    tasks = judge_tasks(learner, criterion, num_steps)
+    tasks = _judged_tasks(learner, criterion, num_steps)
     judge_chunk = _on_one_device(tasks, task_chunk)
     if mesh is not None:
         judge_chunk = _on_each_device(tasks, task_chunk, mesh)
@@ -64,7 +64,9 @@ def make_evaluator(
             # Programs of many devices wait for one another in the middle: on a busy CPU, several of them queued at once
             # were seen to wait for ever, each holding the thread that another needed.
             chunks.append(chunk if mesh is None else jax.device_get(chunk))
-        return summarize(chunks, num_tasks)
+        leaves = zip(*(predicted for _, predicted in chunks), strict=True)
+        predicted = Predicted(*(np.concatenate(parts)[:num_tasks] for parts in leaves))
+        return summarize([metrics for metrics, _ in chunks], num_tasks)._replace(predicted=predicted)
 
     return evaluator
 
@@ -95,7 +97,8 @@ def evaluate(
       task_chunk: Tasks computed at once.
 
     Returns:
-      An `Evaluation`: for each metric the mean over tasks, half its 95 % interval, every task's value.
+      An `Evaluation`: for each metric the mean over tasks, half its 95 % interval, every task's value; and
+      what was predicted.
 
     Example:
       >>> import jax, optax
@@ -115,13 +118,20 @@ def evaluate(
 
 def judge_tasks(learner: MetaLearner, criterion: Criterion, num_steps: int | None):
     """Make `(meta_params, state, episodes, keys) -> metrics`, of every task for itself."""
+    tasks = _judged_tasks(learner, criterion, num_steps)
+    return lambda meta_params, state, episodes, keys: tasks(meta_params, state, episodes, keys)[0]
+
+
+def _judged_tasks(learner: MetaLearner, criterion: Criterion, num_steps: int | None):
+    """Make a function as `judge_tasks` does, that also gives the predictions behind the metrics."""
 
     def judge(meta_params, state, episode, key):
         key_adapt, key_predict = jax.random.split(key)
         adapted = learner.adapt(meta_params, state, episode.support, key_adapt, num_steps=num_steps)
         outputs = learner.predict(adapted, episode.query, key_predict)
         targets, weights = episode.query.targets, episode.query.weights
-        return {name: metric(outputs, targets, weights) for name, metric in criterion.metrics.items()}
+        metrics = {name: metric(outputs, targets, weights) for name, metric in criterion.metrics.items()}
+        return metrics, Predicted(outputs, targets, weights)
 
     return jax.vmap(judge, in_axes=(None, None, 0, 0))
 

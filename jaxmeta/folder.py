@@ -1,10 +1,11 @@
 """The folder of a run: its configuration, its log, and files that are whole or not there.
 
 config.json     the configuration, with what was chosen automatically
+data.json       what of the data a learner was built for: kind, number of training classes, recipe of the images
 lowerings.json  which way each convolution of a step, and of an evaluation, is computed
 metrics.jsonl   one row for each logged step and each validation
 checkpoints/    the two latest and the best, or several of the best
-curves.png, episode.png, result.json   at the end
+curves.png, episode.png, result.json, calibration.json   at the end
 """
 
 import contextlib
@@ -14,9 +15,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+from jaxmeta.algorithms import ALGORITHMS, options_of
+from jaxmeta.calibration import Calibration
 from jaxmeta.config import Config, ConfigError, from_json, to_json
-from jaxmeta.data.pools import cache_dir
+from jaxmeta.data import DataError, Dataset
+from jaxmeta.data.glyphs import LETTERS
+from jaxmeta.data.mnist import DIGIT_IMAGES
+from jaxmeta.data.omniglot import DRAWINGS
+from jaxmeta.data.pools import ImageRecipe, cache_dir
 from jaxmeta.nn import LoweringTable
+
+# Of datasets that runs were trained on before they wrote down how their images are made.
+KNOWN_RECIPES = {"glyphs": LETTERS, "omniglot": DRAWINGS, "mnist": DIGIT_IMAGES}
 
 
 def refuse_existing(out: Path) -> None:
@@ -58,10 +68,85 @@ def read_config(out: Path) -> Config:
         raise ConfigError(f"{path} is damaged ({error}). Restore it, or train under another name.") from error
 
 
-def write_config(out: Path, config: Config) -> None:
-    """Write the configuration of a run, and make its folder."""
+def write_config(out: Path, config: Config, dataset: Dataset) -> None:
+    """Write the configuration of a run and what its learner was built for, and make its folder."""
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "config.json", json.dumps(to_json(config), indent=2) + "\n")
+    write_atomically(out / "data.json", json.dumps(data_to_json(dataset), indent=2) + "\n")
+
+
+def read_data(out: Path, config: Config) -> Dataset:
+    """Read what a run's learner was built for.
+
+    Args:
+      out: The run's folder.
+      config: Its configuration.
+
+    Returns:
+      A `Dataset` without splits: its name, its kind, its recipe, and as many training classes, without names.
+
+    Raises:
+      ConfigError: if the file is damaged; or missing, as in runs of earlier versions, and nothing else tells.
+    """
+    path = out / "data.json"
+    if path.is_file():
+        try:
+            return data_from_json(json.loads(path.read_text()))
+        except (UnicodeDecodeError, json.JSONDecodeError, DataError) as error:
+            raise ConfigError(f"{path} is damaged ({error}). Write it anew: {_write_again(out)}") from error
+    if config.dataset == "sinusoid":
+        return Dataset("sinusoid", "regression", {}, {"train": ()})
+    if config.dataset not in KNOWN_RECIPES or "classes" in options_of(ALGORITHMS[config.algorithm]):
+        raise ConfigError(f"{out} has no data.json, which tells what its learner was built for: {_write_again(out)}")
+    return Dataset(config.dataset, "classification", {}, {"train": ()}, recipe=KNOWN_RECIPES[config.dataset])
+
+
+def _write_again(out: Path) -> str:
+    return f"`jaxmeta train --resume --out {out}`, where the data of training is."
+
+
+def data_to_json(dataset: Dataset) -> dict[str, Any]:
+    """Turn what a learner is built for into plain values: it can then be used without the data."""
+    recipe = None if dataset.recipe is None else dataset.recipe._asdict()
+    classes = len(dataset.class_names["train"])
+    return {"name": dataset.name, "kind": dataset.kind, "classes": classes, "recipe": recipe}
+
+
+def data_from_json(values: Any) -> Dataset:
+    """Rebuild from plain values what `read_data` gives.
+
+    Raises:
+      DataError: if they are damaged.
+    """
+    try:
+        name, kind, classes, recipe = (values[key] for key in ("name", "kind", "classes", "recipe"))
+        names = {"train": ("",) * classes}
+    except (KeyError, TypeError) as error:
+        raise DataError(f"The description of the data is damaged: {error}.") from error
+    return Dataset(name, kind, {}, names, recipe=None if recipe is None else ImageRecipe.from_json(recipe))
+
+
+def write_calibration(out: Path, calibration: Calibration) -> None:
+    """Write into a run's folder how sure its predictions are."""
+    write_atomically(out / "calibration.json", json.dumps(calibration._asdict(), indent=2) + "\n")
+
+
+def read_calibration(out: Path) -> Calibration | None:
+    """Read how sure a run's predictions are; None for a run without calibration.
+
+    Raises:
+      ConfigError: if the file is damaged.
+    """
+    path = out / "calibration.json"
+    if not path.is_file():
+        return None
+    try:
+        calibration = Calibration(**json.loads(path.read_text()))
+        if not calibration.temperature > 0:
+            raise ValueError(f"temperature {calibration.temperature}")
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}). Delete it: predictions are then not calibrated.") from error
+    return calibration
 
 
 def lowerings_file(device_kind: str) -> Path:
@@ -155,7 +240,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a file under another name and move it into place: a reader meets the old or the new."""
     temporary = path.with_suffix(path.suffix + ".part")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)

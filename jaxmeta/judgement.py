@@ -8,13 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmeta import checkpoint
+from jaxmeta import checkpoint, processes
 from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.base import Evaluation, MetaLearner, TrainState
+from jaxmeta.calibration import calibrate
 from jaxmeta.check import leak_test
 from jaxmeta.check.leak import TOLERANCE
 from jaxmeta.config import ConfigError
 from jaxmeta.data import EpisodeSpec, TaskSource, check_spec
+from jaxmeta.folder import write_calibration
 from jaxmeta.protocols import SAMPLED, Protocol, episodes_hash, evaluation_key, fingerprint
 from jaxmeta.workspace import Workspace, one_task
 
@@ -97,6 +99,18 @@ def judged(workspace: Workspace, train_state: TrainState, protocol: Protocol) ->
     """Evaluate on the tasks of a protocol."""
     source, key = source_of(workspace, protocol), evaluation_key(protocol.part, protocol.seed)
     return workspace.evaluator(train_state.meta_params, train_state.state, source, key, protocol.episodes)
+
+
+def calibrate_run(workspace: Workspace, train_state: TrainState, out: Path) -> None:
+    """Write down how sure the predictions are on the validation tasks: one more validation, and no new program."""
+    if workspace.dataset.kind != "classification":
+        return
+    source, key = workspace.sources["validation"], evaluation_key("validation")
+    tasks = workspace.config.validation_episodes
+    predicted = workspace.evaluator(train_state.meta_params, train_state.state, source, key, tasks).predicted
+    calibration = None if predicted is None else calibrate(*predicted)
+    if calibration is not None:
+        processes.on_first(partial(write_calibration, out, calibration))
 
 
 def tasks_hash(workspace: Workspace, protocol: Protocol) -> str:

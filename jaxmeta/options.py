@@ -50,6 +50,37 @@ class CompareOptions:
     episodes: Annotated[int | None, tyro.conf.arg(help="Number of tasks; None: as in training.")] = None
 
 
+_QUERY = tyro.conf.arg(help="Images to label: files, and folders with all below them.", metavar="DIR_OR_FILE")
+_ANSWERS = "Where predictions.csv and predictions.html go; None: "
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptOptions:
+    """Adapt a run's best checkpoint to the classes of a folder, and label other images."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="The run's folder.", metavar="RUN")]
+    support: Annotated[
+        Path, tyro.conf.arg(help="A folder with one sub-folder for each class, with a few images of it.", metavar="DIR")
+    ]
+    query: Annotated[tuple[Path, ...], _QUERY]
+    out: Annotated[Path | None, tyro.conf.arg(help=f"{_ANSWERS}RUN/adapted/ and the support folder's name.")] = None
+    save: Annotated[bool, tyro.conf.arg(help="Also keep the classifier there, for `jaxmeta predict`.")] = False
+    export: Annotated[
+        Path | None,
+        tyro.conf.arg(help="Also write the classifier to this file, a program that needs jax alone.", metavar="FILE"),
+    ] = None
+    eval_inner_steps: Annotated[int | None, tyro.conf.arg(help="Inner steps; None: as in training.")] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions:
+    """Label images with a classifier that `jaxmeta adapt --save` kept."""
+
+    saved: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="Its file, or its folder.", metavar="SAVED")]
+    query: Annotated[tuple[Path, ...], _QUERY]
+    out: Annotated[Path | None, tyro.conf.arg(help=f"{_ANSWERS}the folder `predicted` beside the classifier.")] = None
+
+
 @dataclasses.dataclass(frozen=True)
 class BenchOptions:
     """Measure what a meta-step costs here: time, memory, and how much of the machine's peak it reaches."""

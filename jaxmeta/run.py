@@ -18,7 +18,7 @@ from jaxmeta.base import Evaluation, TrainState
 from jaxmeta.candidate import Request, make_ready, own_config
 from jaxmeta.config import Config, ConfigError, to_json
 from jaxmeta.folder import open_log, read_config, refuse_existing, truncate_rows, write_atomically, write_config
-from jaxmeta.judgement import describe, judge, judged
+from jaxmeta.judgement import calibrate_run, describe, judge, judged
 from jaxmeta.plan import Plan, plan_table
 from jaxmeta.planning import plan_run
 from jaxmeta.protocols import evaluation_key
@@ -86,7 +86,7 @@ def train_run(
     train_state, spent, said = _first_state(out, begin, config, resume)
     began -= spent
     if finished := _finished(out, train_state, config):
-        processes.on_first(partial(write_config, out, config))
+        processes.on_first(partial(write_config, out, config, workspace.dataset))
         if processes.is_first():
             print("the run is finished: nothing was left to do", file=sys.stderr)
         return finished
@@ -110,15 +110,15 @@ def train_run(
             train_state = _train(out, workspace, train_state, key_train, reporter, stop, began, mesh, program)
         except FloatingPointError as error:
             good = checkpoint.checkpoint_steps(out / "checkpoints")
-            kept = f"There was no checkpoint yet: delete {out} or choose another --out."
-            if good:
-                kept = f"The last good checkpoint is that of step {good[-1]}."
+            none = f"There was no checkpoint yet: delete {out} or choose another --out."
+            kept = f"The last good checkpoint is that of step {good[-1]}." if good else none
             raise FloatingPointError(f"{error} {kept}") from error
         if processes.any_process(stop["signal"] is not None):
             raise Interrupted(f"Stopped at step {int(train_state.step)}; the state is saved. Go on with --resume.")
     restored = checkpoint.restore(out / "checkpoints", state_like(workspace), best=True)
     result = judge(workspace, restored.train_state, out, split="test")
     processes.on_first(partial(draw, workspace, restored.train_state, out))
+    calibrate_run(workspace, restored.train_state, out)
     result["seconds"] = round(time.monotonic() - began, 1)
     processes.on_first(lambda: write_atomically(out / "result.json", json.dumps(result, indent=2) + "\n"))
     return result
@@ -192,7 +192,7 @@ def _finished(out: Path, train_state: TrainState, config: Config) -> dict[str, A
 
 def _keep(out: Path, workspace: Workspace, plan: Plan) -> None:
     """Write what was chosen; a plan that was searched for is kept too."""
-    write_config(out, workspace.config)
+    write_config(out, workspace.config, workspace.dataset)
     keep_lowerings(out, {**trace_step(workspace), **trace_judgement(workspace)}, workspace.lowering)
     if len(plan.tried) > 1:
         write_atomically(out / "plan.md", plan_table(plan) + "\n")

@@ -78,7 +78,7 @@ def train_sweep(
     cases = {**trace_step(workspace), **trace_judgement(workspace)}
     cases |= {**trace_step(workspace, on_device), **trace_judgement(workspace, count)}
     for one, folder in zip(runs.configs, runs.folders, strict=True):
-        write_config(folder, one)
+        write_config(folder, one, workspace.dataset)
         keep_lowerings(folder, cases, workspace.lowering)
     evaluator = make_population_evaluator(
         partial(_learner, workspace),

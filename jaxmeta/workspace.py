@@ -42,13 +42,20 @@ class Workspace(NamedTuple):
     lowering: str | LoweringTable = "auto"
 
 
-def open_workspace(config: Config, mesh: Mesh | None = None, lowering: str | LoweringTable = "auto") -> Workspace:
+def open_workspace(
+    config: Config,
+    mesh: Mesh | None = None,
+    lowering: str | LoweringTable = "auto",
+    *,
+    dataset: Dataset | None = None,
+) -> Workspace:
     """Load a configuration's data and build its parts; nothing is written.
 
     Args:
       config: A checked configuration; a `task_chunk` of None is replaced by what suits the machine.
       mesh: Devices to divide the tasks of a step, and of an evaluation, among; None for one.
       lowering: How convolutions are computed, as in `nn.conv2d`.
+      dataset: The data, if it is at hand; None to load what the configuration names.
 
     Returns:
       The `Workspace`.
@@ -57,7 +64,7 @@ def open_workspace(config: Config, mesh: Mesh | None = None, lowering: str | Low
       ConfigError: if the episodes do not fit the data.
       DataError: if the data is missing or damaged.
     """
-    dataset = load_dataset(config)
+    dataset = load_dataset(config) if dataset is None else dataset
     train_spec = EpisodeSpec(config.train_ways or config.ways, config.shots, config.queries)
     eval_spec = EpisodeSpec(config.ways, config.shots, config.eval_queries)
     specs = {"train": train_spec, "validation": eval_spec, "test": eval_spec}

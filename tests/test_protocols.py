@@ -420,7 +420,7 @@ def make_run(out, seeds, **options):
     """A run as training leaves one, but that its checkpoints are initialisations."""
     config = Config(tasks=2, task_chunk=1, steps=2, **options)
     workspace = open_workspace(config)
-    write_config(out, config)
+    write_config(out, config, workspace.dataset)
     for step, seed in enumerate(seeds):
         state = make_state(workspace, jax.random.key(seed))._replace(step=jnp.int32(step))
         checkpoint.save(out / "checkpoints", state, score=-step, meta={}, keep_best=config.keep_best)

@@ -32,6 +32,7 @@ FONTS = (
 )
 SIZE = 28
 PER_CLASS = 20
+LETTERS = ImageRecipe(SIZE, SIZE, 1, fit="pad", bright_ink=True)
 RECIPE = 1  # Part of the name of the cached file: raise it when the images change.
 _FINE = 2 * SIZE  # Letters are drawn and turned at twice the size, then halved.
 _POINTS = 36  # One size for all letters, in pixels of the fine frame.
@@ -74,7 +75,7 @@ def load_glyphs(*, data_dir: Path | None = None) -> Dataset:
     glyphs = cached_dataset(folder / f"glyphs-{RECIPE}.npz", render_glyphs)
     # A name begins with its script.
     scripts = {split: tuple(name.split()[0] for name in names) for split, names in glyphs.class_names.items()}
-    return glyphs._replace(groups=scripts, recipe=ImageRecipe(SIZE, SIZE, 1, fit="pad", bright_ink=True))
+    return glyphs._replace(groups=scripts, recipe=LETTERS)
 
 
 def render_glyphs() -> Dataset:

@@ -243,6 +243,9 @@ def _in_blocks(contract, missing, bytes_per_example):
 
     def in_blocks(first, second):
         examples = (second if missing == "input" else first).shape[0]
+        # In a program that is exported for any number of examples, that number is a symbol: there are no blocks of it.
+        if not isinstance(examples, int):
+            return contract(first, second)
         fitting = max(1, CACHE_BYTES // bytes_per_example)
         block = max(size for size in range(1, min(examples, fitting) + 1) if examples % size == 0)
         # Little more than the cache is not worth a loop, nor are examples without a divisor near what fits.

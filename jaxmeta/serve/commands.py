@@ -1,0 +1,145 @@
+"""What `jaxmeta adapt` and `jaxmeta predict` do."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxmeta.config import ConfigError
+from jaxmeta.data import DataError
+from jaxmeta.folder import write_atomically
+from jaxmeta.serve.adapting import adapt_to_support, open_run
+from jaxmeta.serve.classifier import Classifier
+from jaxmeta.serve.exported import export_classifier
+from jaxmeta.serve.files import Images, query_files, read_images, read_support, shown
+from jaxmeta.serve.kept import NAME, read_classifier, write_classifier
+from jaxmeta.serve.page import Answers, answers_page, answers_table
+
+
+def adapt(
+    run: Path,
+    support: Path,
+    query: Sequence[Path],
+    out: Path | None = None,
+    *,
+    save: bool = False,
+    export: Path | None = None,
+    eval_inner_steps: int | None = None,
+) -> dict[str, Any]:
+    """Adapt a run to the classes of a folder, label other images, and write what came out.
+
+    Args:
+      run: The run's folder.
+      support: A folder with one sub-folder for each class.
+      query: Files and folders to label.
+      out: Where `predictions.csv` and `predictions.html` go; None for a folder in the run's, named as the support's.
+      save: Also write `classifier.npz` there, for `predict`.
+      export: Also write the classifier to this file as a program that needs jax alone.
+      eval_inner_steps: Inner steps; None for as many as the run was evaluated with.
+
+    Returns:
+      The result, as `jaxmeta adapt` prints it.
+
+    Raises:
+      ConfigError: if the run cannot serve such classes, or `out` is a file.
+      DataError: if there is nothing to adapt to, or nothing to label.
+      CheckpointError: if no checkpoint can be read.
+      FloatingPointError: if the adaptation diverges.
+    """
+    opened = open_run(run)
+    labelled = read_support(support, opened.recipe, query)
+    out = run / "adapted" / support.resolve().name if out is None else out
+    images = _to_label(query, out, opened.recipe, labelled.images.files)
+    classifier = adapt_to_support(opened, labelled, eval_inner_steps)
+    result = _write(classifier, images, out, labelled.images.skipped)
+    if save:
+        write_classifier(out / NAME, classifier)
+        result["classifier"] = str(out / NAME)
+    if export is not None:
+        export_classifier(classifier, export)
+        result["export"] = str(export)
+    return result
+
+
+def predict(saved: Path, query: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
+    """Label images with a classifier that `adapt` kept.
+
+    Args:
+      saved: The classifier's file, or its folder.
+      query: Files and folders to label.
+      out: Where `predictions.csv` and `predictions.html` go; None for a folder `predicted` beside the classifier.
+
+    Returns:
+      The result, as `jaxmeta predict` prints it.
+
+    Raises:
+      ConfigError: if `out` is a file.
+      DataError: if there is no such classifier, or nothing to label.
+    """
+    classifier = read_classifier(saved)
+    out = (saved if saved.is_dir() else saved.parent) / "predicted" if out is None else out
+    images = _to_label(query, out, classifier.recipe)
+    return _write(classifier, images, out)
+
+
+def notes_on(classifier: Classifier) -> list[str]:
+    """Say in a few sentences where a classifier is from, and how far it can be believed."""
+    origin, classes = classifier.origin, len(classifier.class_names)
+    config, calibration = origin["config"], origin["calibration"]
+    examples, steps = len(classifier.support.targets), origin["inner_steps"]
+    looped = f" by {steps} inner step{'' if steps == 1 else 's'}" if steps else ""
+    said = [
+        f"{origin['run']}: {config['algorithm']}, trained on {origin['data']['name']}, checkpoint of step "
+        f"{origin['checkpoint_step']}; adapted to {classes} classes with {examples} labelled images{looped}."
+    ]
+    trained = max(config["ways"], config["train_ways"] or 0)
+    if origin["made"] == "mean":
+        said.append(
+            f"It was trained with {trained} ways: the outputs for {classes} were made of the mean over those {trained}."
+        )
+    elif origin["made"] == "first":
+        said.append(f"It was trained with {trained} ways, of which the first {classes} are used.")
+    if origin["norm"] == "transductive":
+        said.append(
+            "It normalises the images to label together, up to 64 at once: a prediction depends on the other images, "
+            "and one of a few is poor. A run trained with --norm inductive labels each for itself."
+        )
+    if calibration is None:
+        said.append("Not calibrated: how often a confidence is right was never measured. Train a run anew for that.")
+        return said
+    before, after = (100 * calibration[name] for name in ("error_before", "error_after"))
+    said.append(
+        f"Calibrated: logits are divided by {calibration['temperature']:.2f}, fitted on {calibration['tasks']} "
+        f"validation tasks of {config['ways']} ways and {config['shots']} shots with {config['eval_inner_steps']} inner "
+        f"steps, where confidence and accuracy differed by {before:.1f} % before and {after:.1f} % after. On other "
+        "images they may differ more."
+    )
+    return said
+
+
+def _to_label(query: Sequence[Path], out: Path, recipe, labelled: Sequence[Path] = ()) -> Images:
+    """Find and read the images to label; refuse before anything is computed."""
+    if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
+        raise ConfigError(f"{out} is a file, or in one. Choose another folder with --out.")
+    images = read_images(query_files(query, labelled), recipe)
+    if not images.files:
+        raise DataError(f"None of the {len(images.skipped)} files to label can be read. {images.skipped[0]}")
+    return images
+
+
+def _write(classifier: Classifier, images: Images, out: Path, skipped: Sequence[str] = ()) -> dict[str, Any]:
+    images = images._replace(skipped=(*skipped, *images.skipped))
+    labels, probabilities = classifier.predict(images.pixels)
+    answers, notes = Answers(classifier.class_names, images, labels, probabilities), notes_on(classifier)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "predictions.csv", answers_table(answers))
+    write_atomically(out / "predictions.html", answers_page(answers, classifier.support, notes))
+    return {
+        "images": len(labels),
+        "classes": [shown(name) for name in classifier.class_names],
+        "mean_confidence": float(probabilities.max(1).mean()),
+        "temperature": classifier.temperature,
+        "notes": notes,
+        "skipped": [shown(sentence) for sentence in images.skipped],
+        "predictions": shown(out / "predictions.csv"),
+        "page": shown(out / "predictions.html"),
+    }
