@@ -11,11 +11,12 @@ from jax.sharding import Mesh
 from jaxmeta import checkpoint
 from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.base import TrainState
-from jaxmeta.config import Config, ConfigError, check_name
-from jaxmeta.data import DATASETS, DataError, Dataset
+from jaxmeta.config import Config, ConfigError, check_dataset, check_name
+from jaxmeta.data import DataError, Dataset
 from jaxmeta.evaluate import make_evaluator
+from jaxmeta.folder import check_classes
 from jaxmeta.judgement import examine, protocol_of
-from jaxmeta.parts import load_dataset, norm_in_use
+from jaxmeta.parts import is_own_dataset, load_dataset, norm_in_use
 from jaxmeta.protocols import FIXED, PROTOCOLS, SAMPLED, Protocol, ensemble_learner, episodes_of
 from jaxmeta.workspace import Workspace, one_task, state_like, with_config
 
@@ -65,7 +66,7 @@ class Request(NamedTuple):
 def own_config(config: Config, request: Request) -> Config:
     """Give the configuration that a run is opened with: its data may lie elsewhere now."""
     # The folder of fixed episodes is not that of the data that the run was trained on.
-    elsewhere = request.data_dir is not None and request.dataset in (None, config.dataset)
+    elsewhere = request.data_dir is not None and is_own_dataset(config, request.dataset or config.dataset)
     elsewhere = elsewhere and request.preset not in FIXED
     return dataclasses.replace(config, data_dir=request.data_dir) if elsewhere else config
 
@@ -87,9 +88,13 @@ def make_ready(own: Workspace, out: Path, request: Request, mesh: Mesh | None = 
       DataError: if data is missing or damaged.
       CheckpointError: if no checkpoint can be read.
     """
+    check_classes(out, own.dataset)
     protocol = requested(protocol_of(own, request.part), own.config, request)
     workspace = with_protocol(own, protocol, data_dir=request.data_dir, mesh=mesh)
     protocol = dataclasses.replace(protocol, norm=workspace.norm)
+    if protocol.trained_on and protocol.episodes_from == SAMPLED:
+        # A folder is asked for by its path, and told by what is in it.
+        protocol = dataclasses.replace(protocol, dataset=workspace.dataset.name)
     restored = _restored(own, out, protocol)
     train_state = restored[0].train_state
     if protocol.ensemble > 1:
@@ -121,10 +126,10 @@ def requested(own: Protocol, config: Config, request: Request) -> Protocol:
             raise ConfigError("--latest judges one checkpoint, and an ensemble the best ones: leave one of them out.")
         changes["checkpoint"] = "latest"
     if request.dataset is not None:
-        check_name("dataset", request.dataset, DATASETS)
+        check_dataset(request.dataset)
     if request.dataset is not None and protocol.episodes_from != SAMPLED:
         raise ConfigError(f"--protocol {request.preset} has tasks of its own: leave out --dataset {request.dataset}.")
-    if request.dataset not in (None, own.dataset):
+    if request.dataset is not None and not is_own_dataset(config, request.dataset):
         # Only omniglot has more than one split, and its first is what the default names.
         changes |= {"dataset": request.dataset, "split": Config.split, "trained_on": own.dataset}
     try:
@@ -164,7 +169,7 @@ def with_protocol(
     dataset = own.dataset
     if protocol.trained_on and protocol.episodes_from == SAMPLED:
         config = dataclasses.replace(config, dataset=protocol.dataset, split=protocol.split, data_dir=data_dir)
-        dataset = load_dataset(config)
+        dataset = load_dataset(config, like=own.dataset.recipe)
         _check_images(own.dataset, dataset)
     changed = config != own.config
     workspace = own

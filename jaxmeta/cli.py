@@ -17,7 +17,7 @@ import tyro
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.bench import LOADS
 from jaxmeta.config import ConfigError, check_config, check_name
-from jaxmeta.data import DATASETS, DataError
+from jaxmeta.data import DATASET_NAMES, DataError
 from jaxmeta.data.pools import cache_dir
 from jaxmeta.inner import INNER_OPTIMIZERS
 from jaxmeta.machine import Machine, open_mesh
@@ -266,7 +266,7 @@ def _list(arguments: list[str]) -> None:
         raise ConfigError(f"`jaxmeta list` takes no options; given {' '.join(arguments)}.")
     tables = {
         "presets": PRESETS,
-        "datasets": DATASETS,
+        "datasets": DATASET_NAMES,
         "algorithms": ALGORITHMS,
         "metagrads": METAGRADS,
         "estimators": ESTIMATORS,

@@ -2,13 +2,14 @@
 
 import dataclasses
 import difflib
+import inspect
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from jaxmeta.algorithms import ALGORITHMS, NORMS, options_of
-from jaxmeta.data import DATASETS
+from jaxmeta.data import DATASET_NAMES, DATASETS, split_name
 from jaxmeta.inner import INNER_OPTIMIZERS
 from jaxmeta.metagrad import ESTIMATORS, METAGRADS
 from jaxmeta.models import MODELS, PRECISIONS
@@ -17,12 +18,13 @@ SCHEDULES = ("constant", "cosine", "linear")
 OUTER_OPTIMIZERS = ("adam", "sgd")
 # The least value of a whole number, where it is not 1. An interval needs two tasks.
 LEAST = {"seed": 0, "context": 0, "inner_steps": 0, "eval_inner_steps": 0, "validation_episodes": 2, "eval_episodes": 2}
+LEAST |= {"image_size": 8}
 # Other numbers than whole ones are positive, but for these.
 MAY_BE_ZERO = {"proximal"}
 
 
 # Options that runs of earlier versions did not have, with what they did.
-ADDED_LATER = {"keep_best": 1}
+ADDED_LATER = {"keep_best": 1, "image_size": None}
 
 
 class ConfigError(ValueError):
@@ -37,7 +39,7 @@ def _choice(table, help: str):
 class Config:
     """Everything that decides the outcome of a run. Defaults: glyphs, 5-way 1-shot, second-order MAML."""
 
-    dataset: Annotated[str, _choice(DATASETS, "Where tasks come from.")] = "glyphs"
+    dataset: Annotated[str, _choice(DATASET_NAMES, "Where tasks come from.")] = "glyphs"
     split: Annotated[
         str,
         tyro.conf.arg(
@@ -45,6 +47,9 @@ class Config:
         ),
     ] = "vinyals"
     within_alphabet: Annotated[bool, tyro.conf.arg(help="Draw the classes of a task from one alphabet.")] = False
+    image_size: Annotated[
+        int | None, tyro.conf.arg(help="Side of the images, for datasets that are resized; None: as usual for each.")
+    ] = None
     data_dir: Annotated[Path | None, tyro.conf.arg(help="Folder with the data; None: the cache, or a download.")] = None
     algorithm: Annotated[str, _choice(ALGORITHMS, "How to learn to learn.")] = "maml"
     metagrad: Annotated[str, _choice(METAGRADS, "How the inner loop is differentiated.")] = "unrolled"
@@ -109,7 +114,6 @@ def check_config(config: Config) -> None:
       jaxmeta.config.ConfigError: Unknown algorithm 'mamml'. Did you mean 'maml'? Known: maml, ...
     """
     tables = {
-        "dataset": DATASETS,
         "algorithm": ALGORITHMS,
         "metagrad": METAGRADS,
         "estimator": ESTIMATORS,
@@ -120,6 +124,7 @@ def check_config(config: Config) -> None:
         "outer_optimizer": OUTER_OPTIMIZERS,
         "outer_schedule": SCHEDULES,
     }
+    check_dataset(config.dataset)
     for field, table in tables.items():
         check_name(field.replace("_", " "), getattr(config, field), table)
     for field in dataclasses.fields(config):
@@ -149,6 +154,10 @@ def _refuse_idle(config: Config) -> None:
     """Refuse an option that would do nothing: it is a mistake of the caller's."""
     if config.dataset != "omniglot" and config.split != Config.split:
         raise ConfigError(f"--split {config.split} is for --dataset omniglot; {config.dataset} has one split only.")
+    if config.image_size is not None and "image_size" not in _options_of_dataset(config):
+        raise ConfigError(
+            f"--image-size {config.image_size} is nothing to --dataset {config.dataset}: its size is fixed."
+        )
     if config.dataset == "sinusoid" and config.data_dir is not None:
         raise ConfigError(f"--dataset sinusoid reads no data: leave out --data-dir; given {config.data_dir}.")
     if config.estimator in ("evolution", "pes") and config.metagrad != Config.metagrad:
@@ -168,6 +177,29 @@ def _refuse_idle(config: Config) -> None:
             f"--algorithm {config.algorithm} has an output for each class and trains with as many as it tests: leave "
             f"out --train-ways; given {config.train_ways}."
         )
+
+
+def _options_of_dataset(config: Config):
+    return inspect.signature(DATASETS[split_name(config.dataset)[0]]).parameters
+
+
+def check_dataset(name: str) -> None:
+    """Refuse an unknown dataset, or a path where none belongs.
+
+    Args:
+      name: A row of `DATASETS`, or folder:PATH.
+
+    Raises:
+      ConfigError: what was given, and the closest valid name.
+    """
+    row, place = split_name(name)
+    if row not in DATASETS and Path(name).expanduser().exists():
+        raise ConfigError(f"Unknown dataset {name!r}. It is a path: did you mean 'folder:{name}'?")
+    check_name("dataset", row, DATASETS)
+    if row != "folder" and name != row:
+        raise ConfigError(f"--dataset {row} takes no path; given {name}. Use --data-dir {place or 'PATH'}.")
+    if name == "folder:":
+        raise ConfigError("--dataset folder: needs the path of a folder or a CSV: --dataset folder:PATH.")
 
 
 def check_name(kind: str, name: str, known) -> None:
@@ -212,7 +244,7 @@ def from_json(values: dict[str, Any]) -> Config:
         raise ConfigError(f"The stored configuration is damaged or of another version: see {', '.join(odd)}.")
     for name, default in defaults.items():
         number, text = (int, type(None)), (str, type(None))
-        optional = {"task_chunk": number, "train_ways": number, "data_dir": text}
+        optional = {"task_chunk": number, "train_ways": number, "data_dir": text, "image_size": number}
         kinds = optional.get(name, (float, int) if isinstance(default, float) else (type(default),))
         if type(values[name]) not in kinds:
             raise ConfigError(f"The stored configuration is damaged: it has {name}={values[name]!r}.")

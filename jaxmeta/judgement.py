@@ -28,7 +28,7 @@ def protocol_of(workspace: Workspace, part: str = "test") -> Protocol:
     """Give a run's own protocol, as its configuration says."""
     config = workspace.config
     return Protocol(
-        dataset=config.dataset,
+        dataset=workspace.dataset.name,
         split=config.split,
         part=part,
         ways=config.ways,

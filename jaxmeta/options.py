@@ -8,7 +8,7 @@ import tyro
 
 from jaxmeta.bench import LOADS
 from jaxmeta.config import Config
-from jaxmeta.data import DATASETS
+from jaxmeta.data import DATASET_NAMES
 from jaxmeta.machine import Machine
 from jaxmeta.models import PRECISIONS
 from jaxmeta.protocols import PROTOCOLS
@@ -31,7 +31,7 @@ class EvaluateOptions:
     ] = None
     dataset: Annotated[
         str | None,
-        tyro.conf.arg(help=f"Judge on another dataset; None: as in training. One of: {', '.join(DATASETS)}."),
+        tyro.conf.arg(help=f"Judge on another dataset; None: as in training. One of: {', '.join(DATASET_NAMES)}."),
     ] = None
     data_dir: Annotated[Path | None, tyro.conf.arg(help="Where the data is now; None: as in training.")] = None
 

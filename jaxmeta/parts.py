@@ -1,6 +1,7 @@
 """What a configuration stands for: the dataset, the learner, the optimiser and the train step."""
 
 import inspect
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -10,7 +11,8 @@ from jax.sharding import Mesh
 from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.base import Estimator, MetaLearner, Model
 from jaxmeta.config import Config, ConfigError
-from jaxmeta.data import DATASETS, Dataset
+from jaxmeta.data import DATASETS, Dataset, split_name
+from jaxmeta.data.pools import ImageRecipe
 from jaxmeta.inner import INNER_OPTIMIZERS
 from jaxmeta.losses import CRITERIA, Criterion
 from jaxmeta.metagrad import ESTIMATORS, METAGRADS
@@ -93,11 +95,42 @@ def _learner(config: Config, model: Model, criterion: Criterion, classes: int) -
         raise ConfigError(f"--algorithm {config.algorithm} --metagrad {config.metagrad}: {error}") from error
 
 
-def load_dataset(config: Config) -> Dataset:
-    """Load the dataset that a configuration names."""
-    loader = DATASETS[config.dataset]
-    takes_split = "split" in inspect.signature(loader).parameters
-    return loader(data_dir=config.data_dir, **({"split": config.split} if takes_split else {}))
+def load_dataset(config: Config, like: ImageRecipe | None = None) -> Dataset:
+    """Load the dataset that a configuration names.
+
+    Args:
+      config: The configuration. A folder is where `data_dir` says, if it says something: it may lie elsewhere now.
+      like: Make the images as those of another dataset, where a loader can.
+
+    Returns:
+      The dataset.
+
+    Raises:
+      DataError: if the data is missing or damaged.
+    """
+    row, place = split_name(config.dataset)
+    loader = DATASETS[row]
+    takes = inspect.signature(loader).parameters
+    options = {
+        "data_dir": config.data_dir or (Path(place) if place else None),
+        "split": config.split,
+        "image_size": config.image_size,
+        # What a division of the classes by chance must leave for the tasks.
+        "ways": config.ways,
+        "train_ways": config.train_ways,
+        "least_images": config.shots + max(config.queries, config.eval_queries),
+    }
+    if like is not None:
+        options |= {"recipe": like, "image_size": None} if "recipe" in takes else {"image_size": like.height}
+    return loader(**{name: value for name, value in options.items() if name in takes})
+
+
+def is_own_dataset(config: Config, name: str) -> bool:
+    """Tell whether a name is that of a configuration's own dataset, in whatever way a path is written."""
+    own_place, place = split_name(config.dataset)[1], split_name(name)[1]
+    if name == config.dataset or not (own_place and place):
+        return name == config.dataset
+    return Path(place).expanduser().resolve() == Path(config.data_dir or own_place).expanduser().resolve()
 
 
 def norm_in_use(parts: Parts, config: Config, example_inputs: jax.Array) -> str:

@@ -1,11 +1,11 @@
 """How much is computed at once, and what of an inner loop is kept: by what fits in memory, and by what is fastest."""
 
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
+
+from jaxmeta.data.memory import free_memory
 
 # Inputs of a chunk, in numbers: 80 Omniglot images. Measured on two cores, strided conv4, 10 images
 # a task: with 64 filters 0.20 s a step for single tasks and 0.15 s for chunks of 2, 4 or 8; with 32
@@ -127,25 +127,11 @@ def memory_at_hand() -> int | None:
     statistics = device.memory_stats() or {}
     if "bytes_limit" in statistics:
         free = statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
-    elif device.platform == "cpu" and (available := _system_memory()) is not None:
+    elif device.platform == "cpu" and (available := free_memory()) is not None:
         free = available // len(jax.local_devices())
     else:
         return None
     return int(SHARE_OF_MEMORY * free)
-
-
-def _system_memory() -> int | None:
-    meminfo, container = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-    limit, used = container / "memory.max", container / "memory.current"
-    if meminfo.exists():
-        line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
-        available = int(line.split()[1]) * 1024
-        if limit.exists() and limit.read_text().strip().isdigit():
-            available = min(available, int(limit.read_text()) - int(used.read_text()))
-        return available
-    if "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return None
 
 
 def fit_plan(

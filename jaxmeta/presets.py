@@ -27,6 +27,18 @@ PRESETS = {
     "omniglot-maml-20w5s": dataclasses.replace(_OMNIGLOT, **_TWENTY_WAY, **_FIVE_SHOT),
     # Five digits to train on, five to validate with.
     "mnist-maml-5w1s": Config(dataset="mnist", norm="transductive", filters=64),
+    # Photographs of your own, as mini-ImageNet's in MAML; five images of a class do.
+    "folder-maml-5w1s": Config(
+        dataset="folder",
+        model="conv4",
+        queries=4,
+        eval_queries=4,
+        inner_steps=5,
+        eval_inner_steps=10,
+        inner_lr=0.01,
+        outer_lr=1e-3,
+        tasks=4,
+    ),
     "sinusoid-maml": Config(
         dataset="sinusoid",
         model="mlp",
@@ -50,6 +62,7 @@ DEFAULT_PRESETS = {
     "omniglot": "omniglot-maml-5w1s",
     "mnist": "mnist-maml-5w1s",
     "sinusoid": "sinusoid-maml",
+    "folder": "folder-maml-5w1s",
 }
 
 _NO_LOOP = {"inner_steps": 0, "eval_inner_steps": 0}

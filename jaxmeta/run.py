@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxmeta import checkpoint, processes
+from jaxmeta import checkpoint, folder, processes
 from jaxmeta.base import Evaluation, TrainState
 from jaxmeta.candidate import Request, make_ready, own_config
 from jaxmeta.config import Config, ConfigError, to_json
@@ -77,8 +77,8 @@ def train_run(
     """
     if not resume:
         processes.on_first(partial(refuse_existing, out))
-    began = time.monotonic()
-    workspace = open_workspace(config, mesh, find_lowering(out if resume else None))
+    began, workspace = time.monotonic(), open_workspace(config, mesh, find_lowering(out if resume else None))
+    folder.check_classes(out, workspace.dataset, unchanged=True)
     config = workspace.config
     key_init, key_train = jax.random.split(jax.random.key(config.seed))
     begin = partial(make_state, workspace, key_init)
@@ -90,8 +90,8 @@ def train_run(
         if processes.is_first():
             print("the run is finished: nothing was left to do", file=sys.stderr)
         return finished
-    silent = not processes.is_first()
-    with Reporter(config.steps, int(train_state.step), silent=silent) as reporter, stop_on_signal() as stop:
+    reporting = Reporter(config.steps, int(train_state.step), silent=not processes.is_first())
+    with reporting as reporter, stop_on_signal() as stop:
         for line in said:
             reporter.say(line)
         search = search and not resume

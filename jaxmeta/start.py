@@ -1,10 +1,11 @@
 """What a command starts from, before its options are parsed: a preset, or the run that it continues."""
 
+import re
 from pathlib import Path
 
 from jaxmeta.algorithms import ALGORITHMS, options_of
-from jaxmeta.config import Config, ConfigError, check_name, to_json
-from jaxmeta.data import DATASETS
+from jaxmeta.config import Config, ConfigError, check_dataset, check_name, to_json
+from jaxmeta.data import split_name
 from jaxmeta.folder import read_config
 from jaxmeta.presets import DEFAULT_PRESETS, PRESETS, with_algorithm
 
@@ -19,8 +20,8 @@ def split_preset(arguments: list[str]) -> tuple[str, Config, list[str]]:
         check_name("preset", preset, PRESETS)
     else:
         dataset = value_of(arguments, "dataset") or "glyphs"
-        check_name("dataset", dataset, DATASETS)
-        preset, rest = DEFAULT_PRESETS[dataset], arguments
+        check_dataset(dataset)
+        preset, rest = DEFAULT_PRESETS[split_name(dataset)[0]], arguments
     algorithm = value_of(rest, "algorithm")
     if algorithm is None:
         return preset, PRESETS[preset], rest
@@ -72,7 +73,12 @@ def refuse_changes(stored: Config, config: Config, out: Path | None) -> None:
 def default_out(config: Config) -> Path:
     """Name the folder of a run that was given none."""
     size = f"{config.ways}w{config.shots}s" if config.dataset != "sinusoid" else f"{config.shots}s"
-    parts = [config.dataset, config.algorithm, size, f"seed{config.seed}"]
+    row, place = split_name(config.dataset)
+    if row == "folder":
+        # What a name is made of everywhere: no slash, no colon, no space.
+        name = Path(config.data_dir or place).expanduser().resolve().stem
+        row = f"folder-{re.sub('[^A-Za-z0-9_]+', '-', name).strip('-') or 'images'}"
+    parts = [row, config.algorithm, size, f"seed{config.seed}"]
     if "metagrad" in options_of(ALGORITHMS[config.algorithm]):
         parts.insert(2, config.metagrad if config.estimator == "exact" else config.estimator)
     return Path("runs") / "-".join(parts)

@@ -216,7 +216,7 @@ def draw(workspace: Workspace, train_state: TrainState, out: Path) -> None:
 
     steps = config.eval_inner_steps
     looped = f", {_steps(steps)}" if "num_steps" in options_of(ALGORITHMS[config.algorithm]) else ""
-    title = f"{config.dataset}, {config.algorithm}, {config.shots}-shot{looped}, one test task"
+    title = f"{workspace.dataset.name}, {config.algorithm}, {config.shots}-shot{looped}, one test task"
     if workspace.dataset.kind == "classification":
         plots.plot_image_episode(out / "episode.png", episode, np.asarray(predict(steps, episode.query)), title)
         return

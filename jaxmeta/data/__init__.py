@@ -3,6 +3,7 @@
 import jax
 
 from jaxmeta.data.challenge import challenge_source, load_challenge, load_challenge_drawings
+from jaxmeta.data.divide import divide_classes
 from jaxmeta.data.episodes import (
     EpisodeSpec,
     TaskSource,
@@ -12,6 +13,7 @@ from jaxmeta.data.episodes import (
     task_keys,
     within_groups,
 )
+from jaxmeta.data.folder import load_folder
 from jaxmeta.data.glyphs import load_glyphs
 from jaxmeta.data.mnist import load_mnist
 from jaxmeta.data.omniglot import load_omniglot
@@ -25,7 +27,30 @@ DATASETS = {
     "omniglot": load_omniglot,
     "mnist": load_mnist,
     "sinusoid": load_sinusoid,
+    # Asked for as folder:PATH.
+    "folder": load_folder,
 }
+
+
+# As they are asked for.
+DATASET_NAMES = tuple(f"{name}:PATH" if name == "folder" else name for name in DATASETS)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Split what a dataset is asked for by into its row of `DATASETS` and the path behind it.
+
+    Args:
+      name: "glyphs", "folder:photographs".
+
+    Returns:
+      The row, and the path, "" where there is none.
+
+    Example:
+      >>> split_name("folder:photographs/2024"), split_name("glyphs")
+      (('folder', 'photographs/2024'), ('glyphs', ''))
+    """
+    row, _, place = name.partition(":")
+    return row, place
 
 
 def task_source(dataset: Dataset, split: str, spec: EpisodeSpec, *, within_group: bool = False) -> TaskSource:
@@ -63,6 +88,7 @@ def task_source(dataset: Dataset, split: str, spec: EpisodeSpec, *, within_group
 
 __all__ = [
     "DATASETS",
+    "DATASET_NAMES",
     "ClassPool",
     "DataError",
     "Dataset",
@@ -71,9 +97,11 @@ __all__ = [
     "TaskSource",
     "challenge_source",
     "check_spec",
+    "divide_classes",
     "fixed_source",
     "load_challenge",
     "load_challenge_drawings",
+    "load_folder",
     "load_glyphs",
     "load_mnist",
     "load_omniglot",
@@ -83,6 +111,7 @@ __all__ = [
     "sample_episodes",
     "sample_pairs",
     "sample_sinusoids",
+    "split_name",
     "task_keys",
     "task_source",
     "within_groups",

@@ -1,0 +1,249 @@
+"""Labelled files made into the pools of a dataset: what size they get, which of them do, which class goes where."""
+
+import hashlib
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxmeta.data.divide import SHARES, divide_classes, hash_order
+from jaxmeta.data.images import ImageError, measure_image, read_image
+from jaxmeta.data.labelled import Listing, printable
+from jaxmeta.data.memory import free_memory
+from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe
+
+SIZE = 84
+# More images of a class are of no use to tasks of a few, and the largest class decides on the size of a pool.
+MOST_OF_A_CLASS = 2000
+# So many images are looked at to tell drawings from photographs, and this share of them must be drawings.
+SAMPLE, CLEARLY = 100, 0.95
+_LOG = logging.getLogger(__name__)
+
+
+class Wanted(NamedTuple):
+    """The options of `load_folder`, which says what they are."""
+
+    image_size: int | None
+    channels: int | None
+    bright_ink: bool | None
+    recipe: ImageRecipe | None
+    seed: int
+    ways: int
+    train_ways: int | None
+    least_images: int
+
+
+def prepare_folder(place: Path, listing: Listing, wanted: Wanted) -> tuple[Dataset, dict[str, Any]]:
+    """Read the images, leave out what does not do, and divide the classes.
+
+    Args:
+      place: What to call the folder in a message.
+      listing: Its labelled files.
+      wanted: The options.
+
+    Returns:
+      The dataset, named by a hash of what is in it, and as plain values what there is to say: its splits, the classes
+      left out, the files skipped.
+
+    Raises:
+      DataError: too few classes are left, or the images do not fit in memory.
+    """
+    skipped = list(listing.skipped)
+    files = [
+        (split, name, file)
+        for split, classes in listing.splits.items()
+        for name, of_class in classes.items()
+        for file in _at_most(of_class, skipped)
+    ]
+    recipe = wanted.recipe or _choose_recipe([file for *_, file in files], wanted)
+    _check_memory(place, files, recipe)
+    images = _read_all(place, files, recipe, skipped)
+    found: dict[str, dict[str, list[np.ndarray]]] = {split: {} for split in listing.splits}
+    # Grey unless there is colour; what of grey is read as colour is the same three times.
+    grey = wanted.channels is None and wanted.recipe is None and all(one is None or _is_grey(one) for one in images)
+    recipe = recipe._replace(channels=1) if grey else recipe
+    for (split, name, _), pixels in zip(files, images, strict=True):
+        of_class = found[split].setdefault(name, [])
+        if pixels is not None:
+            of_class.append(pixels[..., : recipe.channels])
+    del images
+    left_out = {
+        name: len(of) for split in found.values() for name, of in split.items() if len(of) < wanted.least_images
+    }
+    usable = {
+        split: {name: of for name, of in classes.items() if name not in left_out} for split, classes in found.items()
+    }
+    try:
+        names = _divided(usable, wanted)
+    except DataError as error:
+        why = f" {left_out_sentence(left_out, wanted.least_images)}" if left_out else ""
+        first = f" The first file skipped: {skipped[0][0]} {skipped[0][1]}." if skipped else ""
+        raise DataError(f"{place}: {error}{why}{first}") from error
+    images_of = {name: of for classes in usable.values() for name, of in classes.items()}
+    pools = {split: _pool([images_of[name] for name in of_split]) for split, of_split in names.items()}
+    facts = {
+        "folder": printable(str(place)),
+        "seed": wanted.seed,
+        "recipe": recipe._asdict(),
+        "splits": {split: {name: len(images_of[name]) for name in of_split} for split, of_split in names.items()},
+        "left_out": left_out,
+        "least_images": wanted.least_images,
+        "skipped": [[printable(str(path)), reason] for path, reason in skipped],
+    }
+    return Dataset(_content_hash(names, pools), "classification", pools, names, recipe=recipe), facts
+
+
+def left_out_sentence(left_out: Mapping[str, int], least: int) -> str:
+    """Name the classes with too few images, and the numbers."""
+    listed = ", ".join(f"{name} ({count})" for name, count in sorted(left_out.items())[:10])
+    more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
+    return f"Left out for having fewer than {least} usable images, support and query together: {listed}{more}."
+
+
+def _at_most(files: Sequence[Path], skipped: list[tuple[Path, str]]) -> list[Path]:
+    if len(files) <= MOST_OF_A_CLASS:
+        return list(files)
+    order = hash_order([printable(file.name) for file in files], 0)[:MOST_OF_A_CLASS]
+    chosen = set(order)
+    skipped += [
+        (file, f"is beyond {MOST_OF_A_CLASS} of its class") for file in files if printable(file.name) not in chosen
+    ]
+    return [file for file in files if printable(file.name) in chosen]
+
+
+def _choose_recipe(files: Sequence[Path], wanted: Wanted) -> ImageRecipe:
+    """Tell the size, and drawings from photographs, as far as the options leave it open."""
+    size = wanted.image_size or _own_size(files) or SIZE
+    drawn = _are_drawings(files, size) if wanted.bright_ink is None else wanted.bright_ink
+    return ImageRecipe(size, size, wanted.channels or (1 if drawn else 3), "pad" if drawn else "crop", drawn)
+
+
+def _own_size(files: Sequence[Path]) -> int | None:
+    """Give the side of the images if all are square, alike and no larger than the default."""
+    size = None
+    for file in files:
+        try:
+            width, height = measure_image(file)
+        except ImageError:
+            continue
+        if width != height or width > SIZE or size not in (None, width):
+            return None
+        size = width
+    return size
+
+
+def _are_drawings(files: Sequence[Path], size: int) -> bool:
+    """Look at a sample, and stop at once where it holds too many photographs."""
+    sample = files[:: max(1, len(files) // SAMPLE)]
+    drawings, others = 0, 0
+    for file in sample:
+        try:
+            pixels = read_image(file, ImageRecipe(size, size, 3, fit="pad"))
+        except ImageError:
+            continue
+        drawings, others = (drawings + 1, others) if _is_drawing(pixels) else (drawings, others + 1)
+        if others > (1 - CLEARLY) * len(sample):
+            return False
+    return drawings > 0
+
+
+def _is_drawing(pixels: np.ndarray) -> bool:
+    """Tell dark ink on white paper: white at its border and over most of its area, dark somewhere, and grey."""
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    # A scanner's white and grey are a little coloured.
+    grey = np.ptp(pixels.astype(int), axis=-1).max() <= 16
+    return bool(grey and np.median(border) >= 224 and (pixels >= 224).mean() >= 0.6 and pixels.min() <= 128)
+
+
+def _is_grey(pixels: np.ndarray) -> bool:
+    return bool((pixels == pixels[..., :1]).all())
+
+
+def _check_memory(place: Path, files: Sequence[tuple[str, str, Path]], recipe: ImageRecipe) -> None:
+    """Refuse what would not fit: the images, and the pools, which have room for the largest class in every class."""
+    counts: dict[tuple[str, str], int] = {}
+    for split, name, _ in files:
+        counts[split, name] = counts.get((split, name), 0) + 1
+    pixels, largest = recipe.height * recipe.width * recipe.channels, max(counts.values())
+    needed, free = pixels * (len(files) + 2 * len(counts) * largest), free_memory()
+    if free is not None and needed > 0.8 * free:
+        name = next(name for (_, name), count in counts.items() if count == largest)
+        raise DataError(
+            f"{place} has {len(files):,} images in {len(counts):,} classes, of which {name!r} has the most, {largest}: "
+            f"preparing them at {recipe.height}x{recipe.width}x{recipe.channels} takes up to "
+            f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} are free. Use a smaller image size, or fewer "
+            "images in the largest classes."
+        )
+
+
+def _read_all(
+    place: Path, files: Sequence[tuple[str, str, Path]], recipe: ImageRecipe, skipped
+) -> list[np.ndarray | None]:
+    """Read every file; None, and an entry in `skipped`, where it cannot be."""
+
+    def read(file: Path) -> np.ndarray | ImageError:
+        try:
+            return read_image(file, recipe)
+        except ImageError as error:
+            return error
+
+    if len(files) > 1000:
+        # A warning, since nothing less is shown, and it takes a while.
+        _LOG.warning("%s: reading %d files; this is done once", place, len(files))
+    images: list[np.ndarray | None] = []
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        # Each thread hushes Pillow and restores what it found, which another may have changed: restored here for good.
+        warnings.simplefilter("ignore")
+        for (_, _, file), result in zip(files, threads.map(read, [file for *_, file in files]), strict=True):
+            if isinstance(result, ImageError):
+                skipped.append((file, str(result).removeprefix(f"{file} ").removesuffix(".")))
+            images.append(None if isinstance(result, ImageError) else result)
+    return images
+
+
+def _divided(usable: Mapping[str, Mapping[str, Any]], wanted: Wanted) -> dict[str, tuple[str, ...]]:
+    """Give the names of each split, sorted: as they are named, or by chance."""
+    least = wanted.train_ways or wanted.ways
+    if set(usable) == {""}:
+        return divide_classes(list(usable[""]), wanted.seed, ways=wanted.ways, train_ways=least)
+    names = {split: tuple(sorted(classes)) for split, classes in usable.items()}
+    if not names.get("train") or not names.get("test"):
+        here = ", ".join(f"{len(of_split)} in {split}" for split, of_split in names.items())
+        raise DataError(
+            f"There are usable classes {here}; there must be some in train and in test. Name no splits, "
+            "and they are made."
+        )
+    if not names.get("validation"):
+        order = hash_order(names["train"], wanted.seed)
+        # The share of validation in what is not the test.
+        count = max(wanted.ways, round(SHARES["validation"] / (1 - SHARES["test"]) * len(order)))
+        count = min(count, len(order) - least)
+        if count < wanted.ways:
+            raise DataError(
+                f"{len(order)} classes to train on are too few to validate with some of them: {least} to train on and "
+                f"{wanted.ways} others are needed. Add classes, or a folder validation."
+            )
+        names |= {"train": tuple(sorted(order[count:])), "validation": tuple(sorted(order[:count]))}
+    return {split: names[split] for split in ("train", "validation", "test")}
+
+
+def _pool(classes: Sequence[Sequence[np.ndarray]]) -> ClassPool:
+    counts = np.array([len(of_class) for of_class in classes], np.int32)
+    images = np.zeros([len(classes), counts.max(), *classes[0][0].shape], np.uint8)
+    for row, of_class in zip(images, classes, strict=True):
+        row[: len(of_class)] = np.stack(of_class)
+    return ClassPool(images, counts)
+
+
+def _content_hash(names: Mapping[str, Sequence[str]], pools: Mapping[str, ClassPool]) -> str:
+    """Hash the classes and the pixels: what tasks are made of, wherever the files lie."""
+    digest = hashlib.sha256()
+    for split, pool in pools.items():
+        digest.update(f"{split}{pool.images.shape}{pool.counts.tolist()}{list(names[split])}".encode())
+        digest.update(pool.images)
+    return digest.hexdigest()[:8]
