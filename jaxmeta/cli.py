@@ -218,10 +218,8 @@ def _serve(command: str, arguments: list[str]) -> None:
     from jaxmeta.options import AdaptOptions, PredictOptions
     from jaxmeta.serve import commands
 
-    options = tyro.cli(
-        {"adapt": AdaptOptions, "predict": PredictOptions}[command], args=arguments, prog=f"jaxmeta {command}"
-    )
-    _check_least(options, eval_inner_steps=0)
+    kind = {"adapt": AdaptOptions, "predict": PredictOptions}[command]
+    options = tyro.cli(kind, args=arguments, prog=f"jaxmeta {command}")
     result = getattr(commands, command)(**vars(options))
     for sentence in (*result["notes"], *(f"skipped: {sentence}" for sentence in result["skipped"])):
         print(sentence, file=sys.stderr)
@@ -230,7 +228,7 @@ def _serve(command: str, arguments: list[str]) -> None:
 
 def _check_least(options, **least: int) -> None:
     for name, number in least.items():
-        value = getattr(options, name, None)
+        value = getattr(options, name)
         if value is not None and value < number:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {number}; given {value}.")
 

@@ -100,6 +100,8 @@ def adapt_to_support(opened: Opened, support: Support, inner_steps: int | None =
     looped = "num_steps" in options_of(ALGORITHMS[config.algorithm])
     if inner_steps is not None and not looped:
         raise ConfigError(f"--algorithm {config.algorithm} has no inner loop: leave out --eval-inner-steps.")
+    if inner_steps is not None and inner_steps < 0:
+        raise ConfigError(f"--eval-inner-steps must be at least 0; given {inner_steps}.")
     num_steps = config.eval_inner_steps if inner_steps is None else inner_steps
     trained = max(config.ways, config.train_ways or 0)
     for served in _ways(opened, trained, classes):

@@ -109,9 +109,9 @@ def notes_on(classifier: Classifier) -> list[str]:
     before, after = (100 * calibration[name] for name in ("error_before", "error_after"))
     said.append(
         f"Calibrated: logits are divided by {calibration['temperature']:.2f}, fitted on {calibration['tasks']} "
-        f"validation tasks of {config['ways']} ways and {config['shots']} shots with {config['eval_inner_steps']} inner "
-        f"steps, where confidence and accuracy differed by {before:.1f} % before and {after:.1f} % after. On other "
-        "images they may differ more."
+        f"validation tasks of {config['ways']} ways and {config['shots']} shots with {config['eval_inner_steps']} "
+        f"inner steps, where confidence and accuracy differed by {before:.1f} % before and {after:.1f} % after. On "
+        "other images they may differ more."
     )
     return said
 
