@@ -20,7 +20,7 @@ from jaxmeta.data.omniglot import load_omniglot
 from jaxmeta.data.pairs import Pairs, sample_pairs
 from jaxmeta.data.pools import ClassPool, DataError, Dataset
 from jaxmeta.data.sinusoid import load_sinusoid, sample_sinusoids
-from jaxmeta.data.sources import fixed_source, sample_classification
+from jaxmeta.data.sources import fixed_source, number_of_tasks, sample_classification
 
 DATASETS = {
     "glyphs": load_glyphs,
@@ -106,6 +106,7 @@ __all__ = [
     "load_mnist",
     "load_omniglot",
     "load_sinusoid",
+    "number_of_tasks",
     "sample_classification",
     "sample_episode",
     "sample_episodes",
