@@ -40,8 +40,7 @@ def compare_runs(
     Returns:
       The two results, and the mean of `first - second` over tasks with its 95 % interval: that of the paired t
       test. It is null if the two did not meet the same tasks, which `anyway` allows. "differs" is all in which their
-      protocols differ, with both values: what is of the learners (steps, data of training, precision) is part of what is
-      compared.
+      protocols differ, with both values: also what is of the learners (steps, data of training, precision).
 
     Raises:
       ConfigError: if a run is missing or damaged, the protocol does not fit it, or the two are judged differently:
@@ -50,16 +49,16 @@ def compare_runs(
     """
     request = Request(preset=protocol, episodes=episodes, dataset=dataset, data_dir=data_dir)
     both = [_ready(out, request, mesh) for out in (first, second)]
-    protocols = [one.protocol for one in both]
-    differing = differences(*protocols)
+    one, other = (ready.protocol for ready in both)
+    differing = differences(one, other)
     if differing and not anyway:
-        listed = ", ".join(f"{name} {one} and {other}" for name, (one, other) in differing.items())
+        listed = ", ".join(f"{name} {mine} and {theirs}" for name, (mine, theirs) in differing.items())
         raise ConfigError(
             f"{first} and {second} are judged differently ({listed}). Judge both by one --protocol, or compare them "
             "--anyway."
         )
-    evaluations = [judged(one.workspace, one.train_state, one.protocol) for one in both]
-    results = [result_of(one, evaluation) for one, evaluation in zip(both, evaluations, strict=True)]
+    evaluations = [judged(ready.workspace, ready.train_state, ready.protocol) for ready in both]
+    results = [result_of(ready, evaluation) for ready, evaluation in zip(both, evaluations, strict=True)]
     headline = both[0].workspace.headline
     compared = {"metric": headline, "first": results[0], "second": results[1]}
     mean = ci95 = None
@@ -72,7 +71,7 @@ def compare_runs(
         "difference": mean,
         "difference_ci95": ci95,
         "paired": paired,
-        "differs": {name: list(values) for name, values in differences(*protocols, everything_of).items()},
+        "differs": {name: list(values) for name, values in differences(one, other, everything_of).items()},
     }
 
 

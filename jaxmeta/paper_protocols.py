@@ -1,8 +1,8 @@
 """How the papers judge, by name: a preset turns the own protocol of a run into the paper's.
 
-What a preset does not name stays as the run has it: the dataset, its split and part, the seed, and where nothing else is
-said also ways, shots, queries, inner steps and checkpoints. So a run of five shots is judged with five. The classes of
-a task are drawn from all alphabets, as in the papers; only "default" keeps what the run does.
+What a preset does not name stays as the run has it: the dataset, its split and part, the seed, and, where nothing else
+is said, also ways, shots, queries, inner steps and checkpoints. So a run of five shots is judged with five. The classes
+of a task are drawn from all alphabets, as in the papers; only "default" keeps what the run does.
 """
 
 import dataclasses

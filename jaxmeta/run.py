@@ -225,8 +225,7 @@ def _train(
         evaluation = workspace.evaluator(
             train_state.meta_params, train_state.state, source, key, config.validation_episodes
         )
-        row = validation_row(evaluation, int(train_state.step))
-        log(row)
+        log(row := validation_row(evaluation, int(train_state.step)))
         value = evaluation.metrics[headline]
         reporter.say(f"step {row['step']}  validation {headline} {value.mean:.4f} +- {value.ci95:.4f}")
         return score_of(evaluation, headline)

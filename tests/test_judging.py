@@ -92,7 +92,8 @@ def test_a_learner_is_judged_with_as_many_classes_as_it_can_tell_apart(algorithm
 
 def test_a_papers_tasks_are_of_all_alphabets_whatever_the_run_did():
     within, across = (
-        open_workspace(Config(model="mlp", within_alphabet=within, task_chunk=1)) for within in (True, False)
+        open_workspace(Config(model="mlp", within_alphabet=within, task_chunk=1, eval_episodes=3, eval_queries=2))
+        for within in (True, False)
     )
     protocols = [
         dataclasses.replace(PROTOCOLS["maml"](protocol_of(workspace)), episodes=3) for workspace in (within, across)
@@ -146,7 +147,7 @@ def test_the_challenge_needs_the_runs_and_not_the_data_of_training(omniglot, mem
 @pytest.mark.parametrize(
     ("options", "begin"),
     [
-        (["--algorithm", "relation", "--model", "mlp"], "jaxmeta: --algorithm relation: "),
+        (["--algorithm", "fomaml", "--norm", "running"], "jaxmeta: --algorithm fomaml: "),
         (["--dataset", "sinusoid", "--metagrad", "implicit"], "jaxmeta: --algorithm maml --metagrad implicit: "),
     ],
 )
