@@ -67,7 +67,7 @@ def run(options) -> None:
     train_run(config, out, mesh=mesh)
     result = evaluate_run(out, protocol="omniglot-challenge", data_dir=options.runs_dir, mesh=mesh)
     (out / "challenge.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps({"error": 1 - result["accuracy"], **result}))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ from jaxmeta.data import (
     within_groups,
 )
 from jaxmeta.devices import make_mesh, place, state_shardings
+from jaxmeta.ensemble import ensemble_learner
 from jaxmeta.evaluate import evaluate, make_evaluator
 from jaxmeta.hausdorff import hausdorff_distance, hausdorff_error
 from jaxmeta.inner import (
@@ -125,8 +126,9 @@ from jaxmeta.metrics import estimate, paired_difference
 from jaxmeta.models import MODELS, conv4, from_function, from_linen, from_nnx, in_precision, linear, mlp, resnet12
 from jaxmeta.nn import LoweringTable
 from jaxmeta.online import OnlineLearner, OnlineState, TaskBuffer, fit_online, follow_the_meta_leader
+from jaxmeta.paper_protocols import PROTOCOLS
 from jaxmeta.population import Members, fit_population, init_population, make_population_evaluator, members
-from jaxmeta.protocols import PROTOCOLS, Protocol, ensemble_learner, episodes_hash, fingerprint
+from jaxmeta.protocols import Protocol, episodes_hash, fingerprint, protocol_hash
 from jaxmeta.serve import Classifier, adapt_run, load_classifier
 from jaxmeta.train import compile_steps, fit, init_train_state, make_train_step
 from jaxmeta.verification import (
@@ -282,6 +284,7 @@ __all__ = [
     "paired_difference",
     "pes",
     "place",
+    "protocol_hash",
     "protonet",
     "relation",
     "reptile",

@@ -10,15 +10,17 @@ from jax.sharding import Mesh
 
 from jaxmeta import checkpoint
 from jaxmeta.algorithms import ALGORITHMS, options_of
-from jaxmeta.base import TrainState
-from jaxmeta.config import Config, ConfigError, check_dataset, check_name
+from jaxmeta.base import Evaluation, TrainState
+from jaxmeta.config import ConfigError
 from jaxmeta.data import DataError, Dataset
+from jaxmeta.ensemble import ensemble_learner
 from jaxmeta.evaluate import make_evaluator
-from jaxmeta.folder import check_classes
-from jaxmeta.judgement import examine, protocol_of
-from jaxmeta.parts import is_own_dataset, load_dataset, norm_in_use
-from jaxmeta.protocols import FIXED, PROTOCOLS, SAMPLED, Protocol, ensemble_learner, episodes_of
-from jaxmeta.workspace import Workspace, one_task, state_like, with_config
+from jaxmeta.folder import check_classes, read_config, read_data
+from jaxmeta.judgement import describe, examine, protocol_of
+from jaxmeta.parts import load_dataset, norm_in_use
+from jaxmeta.protocols import SAMPLED, Protocol, episodes_of
+from jaxmeta.request import Request, is_elsewhere, own_config, requested
+from jaxmeta.workspace import Workspace, find_lowering, one_task, open_workspace, stand_in, state_like, with_config
 
 
 class Candidate(NamedTuple):
@@ -39,36 +41,28 @@ class Candidate(NamedTuple):
     damaged: tuple[int, ...]
 
 
-class Request(NamedTuple):
-    """What is asked for beside the run's own protocol; None leaves it as it is.
+def open_run(out: Path, request: Request, mesh: Mesh | None = None) -> Workspace:
+    """Open a run to be judged: with its data, or without where it is judged on other data than its own.
 
-    Attributes:
-      preset: A row of `PROTOCOLS`.
-      part: "test", "validation" or "train".
-      episodes: Number of tasks.
-      inner_steps: Inner steps.
-      ensemble: How many checkpoints predict together.
-      dataset: Another dataset to judge on.
-      data_dir: Where that is, or where the run's own is now.
-      latest: The latest checkpoint, not the best.
+    Args:
+      out: The run's folder.
+      request: How it is to be judged.
+      mesh: Devices that share the tasks.
+
+    Returns:
+      The run's workspace, as it was trained; black images stand for data that is not needed.
+
+    Raises:
+      ConfigError: if there is no run in the folder, or it is damaged.
+      DataError: if data that is needed is missing or damaged.
     """
-
-    preset: str | None = None
-    part: str = "test"
-    episodes: int | None = None
-    inner_steps: int | None = None
-    ensemble: int | None = None
-    dataset: str | None = None
-    data_dir: Path | None = None
-    latest: bool = False
-
-
-def own_config(config: Config, request: Request) -> Config:
-    """Give the configuration that a run is opened with: its data may lie elsewhere now."""
-    # The folder of fixed episodes is not that of the data that the run was trained on.
-    elsewhere = request.data_dir is not None and is_own_dataset(config, request.dataset or config.dataset)
-    elsewhere = elsewhere and request.preset not in FIXED
-    return dataclasses.replace(config, data_dir=request.data_dir) if elsewhere else config
+    config, lowering = own_config(read_config(out), request), find_lowering(out)
+    dataset = None
+    if is_elsewhere(config, request):
+        built_for = read_data(out, config)
+        # Sinusoids are computed, and other pools without a recipe cannot be imitated.
+        dataset = None if built_for.recipe is None else stand_in(built_for, config)
+    return open_workspace(config, mesh, lowering, dataset=dataset)
 
 
 def make_ready(own: Workspace, out: Path, request: Request, mesh: Mesh | None = None) -> Candidate:
@@ -104,38 +98,9 @@ def make_ready(own: Workspace, out: Path, request: Request, mesh: Mesh | None = 
     return Candidate(out, workspace, examine(workspace, train_state, protocol), train_state, restored[0].damaged)
 
 
-def requested(own: Protocol, config: Config, request: Request) -> Protocol:
-    """Change a run's own protocol as is asked for: by the preset, and then by what is said of single fields.
-
-    Raises:
-      ConfigError: for an unknown preset, or a number that nothing can be judged by.
-    """
-    protocol = own
-    if request.preset is not None:
-        check_name("protocol", request.preset, PROTOCOLS)
-        protocol = PROTOCOLS[request.preset](protocol)
-    if "num_steps" not in options_of(ALGORITHMS[config.algorithm]):
-        protocol = dataclasses.replace(protocol, eval_inner_steps=0)
-    changes: dict[str, Any] = {
-        "episodes": request.episodes,
-        "eval_inner_steps": request.inner_steps,
-        "ensemble": request.ensemble,
-    }
-    if request.latest:
-        if (request.ensemble or protocol.ensemble) > 1:
-            raise ConfigError("--latest judges one checkpoint, and an ensemble the best ones: leave one of them out.")
-        changes["checkpoint"] = "latest"
-    if request.dataset is not None:
-        check_dataset(request.dataset)
-    if request.dataset is not None and protocol.episodes_from != SAMPLED:
-        raise ConfigError(f"--protocol {request.preset} has tasks of its own: leave out --dataset {request.dataset}.")
-    if request.dataset is not None and not is_own_dataset(config, request.dataset):
-        # Only omniglot has more than one split, and its first is what the default names.
-        changes |= {"dataset": request.dataset, "split": Config.split, "trained_on": own.dataset}
-    try:
-        return dataclasses.replace(protocol, **{name: value for name, value in changes.items() if value is not None})
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+def result_of(ready: Candidate, evaluation: Evaluation) -> dict[str, Any]:
+    """Describe what came out, as the command line prints it."""
+    return describe(ready.workspace, evaluation, ready.train_state, ready.out, protocol=ready.protocol)
 
 
 def with_protocol(
@@ -163,6 +128,7 @@ def with_protocol(
         eval_queries=protocol.queries,
         eval_inner_steps=protocol.eval_inner_steps,
         eval_episodes=protocol.episodes,
+        within_alphabet=protocol.within_alphabet,
         norm=own.config.norm if protocol.norm == "none" else protocol.norm,
     )
     _check_head(own, protocol)
@@ -170,7 +136,12 @@ def with_protocol(
     if protocol.trained_on and protocol.episodes_from == SAMPLED:
         config = dataclasses.replace(config, dataset=protocol.dataset, split=protocol.split, data_dir=data_dir)
         dataset = load_dataset(config, like=own.dataset.recipe)
-        _check_images(own.dataset, dataset)
+        _check_kind(own.dataset, dataset)
+        # The learner is built for the classes that it was trained on.
+        dataset = dataset._replace(class_names=own.dataset.class_names)
+    if protocol.ways != own.config.ways:
+        # Some learners are networks of a size that depends on the most classes in a task: that stays as it was.
+        config = dataclasses.replace(config, train_ways=max(own.config.ways, own.config.train_ways or 0))
     changed = config != own.config
     workspace = own
     if changed:
@@ -184,6 +155,8 @@ def with_protocol(
         raise ConfigError(f"The protocol does not fit {protocol.dataset}: {error}") from error
     if changed:
         example = jax.eval_shape(lambda: one_task(source)).support.inputs
+        _check_images(own.dataset, protocol.dataset, example.shape[1:])
+        _check_network(own, workspace, example)
         workspace = workspace._replace(norm=norm_in_use(workspace.parts, config, example))
     if protocol.ensemble > 1:
         learner = ensemble_learner(workspace.parts.learner, dataset.kind)
@@ -197,6 +170,8 @@ def _check_head(own: Workspace, protocol: Protocol) -> None:
     config = own.config
     if protocol.ways == config.ways:
         return
+    if own.dataset.kind == "classification" and protocol.ways < 2:
+        raise ConfigError(f"--ways must be at least 2 to tell classes apart; given {protocol.ways}.")
     if own.dataset.kind != "classification":
         raise ConfigError(f"The protocol asks for {protocol.ways} ways, and the run is regression, without classes.")
     if "ways" not in options_of(ALGORITHMS[config.algorithm]):
@@ -206,19 +181,34 @@ def _check_head(own: Workspace, protocol: Protocol) -> None:
         )
 
 
-def _check_images(trained: Dataset, judged: Dataset) -> None:
+def _check_network(own: Workspace, workspace: Workspace, example: jax.ShapeDtypeStruct) -> None:
+    """Refuse more classes than a network was made for, where its shape depends on their number."""
+    key = jax.random.key(0)
+    trained, judged = (jax.eval_shape(one.parts.learner.init, key, example)[0] for one in (own, workspace))
+    if trained != judged:
+        most = max(own.config.ways, own.config.train_ways or 0)
+        raise ConfigError(
+            f"The network of --algorithm {own.config.algorithm} was made for {most} ways at most, and "
+            f"{workspace.config.ways} are asked for. Ask for fewer, or train a run with --ways {workspace.config.ways}."
+        )
+
+
+def _check_kind(trained: Dataset, judged: Dataset) -> None:
     if trained.kind != judged.kind:
         raise ConfigError(
             f"--dataset {judged.name} is {judged.kind}, and the run was trained on {trained.kind} ({trained.name})."
         )
+
+
+def _check_images(trained: Dataset, judged: str, shape: tuple[int, ...]) -> None:
     if trained.kind == "regression":
         return
-    sizes = [tuple(dataset.splits["train"].images.shape[2:]) for dataset in (judged, trained)]
-    if sizes[0] != sizes[1]:
-        given, needed = ("x".join(map(str, size)) for size in sizes)
+    needed = tuple(trained.splits["train"].images.shape[2:])
+    if shape != needed:
+        given, sizes = ("x".join(map(str, size)) for size in (shape, needed))
         raise ConfigError(
-            f"--dataset {judged.name} has images of {given}, and the run was trained on {needed} ({trained.name}). "
-            "Choose a dataset with images of that size."
+            f"{judged} has images of {given}, and the run was trained on {sizes} ({trained.name}). Choose a dataset "
+            "with images of that size."
         )
 
 

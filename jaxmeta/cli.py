@@ -25,10 +25,10 @@ from jaxmeta.machine import Machine, open_mesh
 from jaxmeta.metagrad import ESTIMATORS, METAGRADS
 from jaxmeta.models import MODELS
 from jaxmeta.options import BenchOptions, CompareOptions, EvaluateOptions, PlanOptions, SweepOptions, TrainOptions
+from jaxmeta.paper_protocols import PROTOCOLS
 from jaxmeta.parts import is_convolutional
 from jaxmeta.presets import PRESETS
 from jaxmeta.processes import is_first, is_joined, leave
-from jaxmeta.protocols import PROTOCOLS
 from jaxmeta.start import default_out, refuse_changes, split_preset, stored_config
 
 USAGE = """\
@@ -178,7 +178,7 @@ def _evaluate(arguments: list[str]) -> None:
 
     options = tyro.cli(EvaluateOptions, args=arguments, prog="jaxmeta evaluate")
     check_name("split", options.split, ("test", "validation", "train"))
-    _check_least(options, episodes=2, eval_inner_steps=0, ensemble=1)
+    _check_least(options, episodes=2, eval_inner_steps=0, ensemble=1, ways=1, shots=1)
     config = read_config(options.run)
     result = evaluate_run(
         options.run,
@@ -191,6 +191,8 @@ def _evaluate(arguments: list[str]) -> None:
         protocol=options.protocol,
         ensemble=options.ensemble,
         dataset=options.dataset,
+        ways=options.ways,
+        shots=options.shots,
     )
     for step in result["damaged_checkpoints"]:
         print(f"checkpoint of step {step} is damaged and was passed over", file=sys.stderr)
@@ -204,14 +206,8 @@ def _compare(arguments: list[str]) -> None:
     options = tyro.cli(CompareOptions, args=arguments, prog="jaxmeta compare")
     _check_least(options, episodes=2)
     config = read_config(options.first)
-    result = compare_runs(
-        options.first,
-        options.second,
-        protocol=options.protocol,
-        anyway=options.anyway,
-        episodes=options.episodes,
-        mesh=open_mesh(Machine(), config.eval_episodes, divide_cpu=is_convolutional(config)),
-    )
+    mesh = open_mesh(Machine(), config.eval_episodes, divide_cpu=is_convolutional(config))
+    result = compare_runs(**vars(options), mesh=mesh)
     if not result["paired"]:
         print("the two runs met different tasks, so that no difference between them is given", file=sys.stderr)
     _print_result(result)

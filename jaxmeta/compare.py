@@ -6,14 +6,12 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxmeta.candidate import Candidate, Request, make_ready, own_config
+from jaxmeta.candidate import Candidate, Request, make_ready, open_run, result_of
 from jaxmeta.checkpoint import CheckpointError
 from jaxmeta.config import ConfigError
-from jaxmeta.folder import read_config
-from jaxmeta.judgement import describe, judged
+from jaxmeta.judgement import judged
 from jaxmeta.metrics import paired_difference
-from jaxmeta.protocols import differences
-from jaxmeta.workspace import find_lowering, open_workspace
+from jaxmeta.protocols import differences, everything_of
 
 
 def compare_runs(
@@ -24,6 +22,8 @@ def compare_runs(
     anyway: bool = False,
     episodes: int | None = None,
     mesh: Mesh | None = None,
+    dataset: str | None = None,
+    data_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Judge the best checkpoints of two runs on the same tasks.
 
@@ -34,30 +34,31 @@ def compare_runs(
       anyway: Also compare what is judged differently.
       episodes: Number of tasks; None for that of the protocol.
       mesh: Devices that share the tasks; None for one.
+      dataset: Judge both on this one; None for the own of each.
+      data_dir: Where the data that is judged is now; None for the own of each.
 
     Returns:
       The two results, and the mean of `first - second` over tasks with its 95 % interval: that of the paired t
-      test. It is null if the two did not meet the same tasks, which `anyway` allows.
+      test. It is null if the two did not meet the same tasks, which `anyway` allows. "differs" is all in which their
+      protocols differ, with both values: also what is of the learners (steps, data of training, precision).
 
     Raises:
       ConfigError: if a run is missing or damaged, the protocol does not fit it, or the two are judged differently:
         says in what.
       DataError: if data is missing or damaged.
     """
-    request = Request(preset=protocol, episodes=episodes)
+    request = Request(preset=protocol, episodes=episodes, dataset=dataset, data_dir=data_dir)
     both = [_ready(out, request, mesh) for out in (first, second)]
-    differing = differences(*(one.protocol for one in both))
+    one, other = (ready.protocol for ready in both)
+    differing = differences(one, other)
     if differing and not anyway:
-        listed = ", ".join(f"{name} {one} and {other}" for name, (one, other) in differing.items())
+        listed = ", ".join(f"{name} {mine} and {theirs}" for name, (mine, theirs) in differing.items())
         raise ConfigError(
             f"{first} and {second} are judged differently ({listed}). Judge both by one --protocol, or compare them "
             "--anyway."
         )
-    evaluations = [judged(one.workspace, one.train_state, one.protocol) for one in both]
-    results = [
-        describe(one.workspace, evaluation, one.train_state, one.out, protocol=one.protocol)
-        for one, evaluation in zip(both, evaluations, strict=True)
-    ]
+    evaluations = [judged(ready.workspace, ready.train_state, ready.protocol) for ready in both]
+    results = [result_of(ready, evaluation) for ready, evaluation in zip(both, evaluations, strict=True)]
     headline = both[0].workspace.headline
     compared = {"metric": headline, "first": results[0], "second": results[1]}
     mean = ci95 = None
@@ -70,12 +71,12 @@ def compare_runs(
         "difference": mean,
         "difference_ci95": ci95,
         "paired": paired,
-        "differing": {name: list(values) for name, values in differing.items()},
+        "differs": {name: list(values) for name, values in differences(one, other, everything_of).items()},
     }
 
 
 def _ready(out: Path, request: Request, mesh: Mesh | None) -> Candidate:
-    workspace = open_workspace(own_config(read_config(out), request), mesh, find_lowering(out))
+    workspace = open_run(out, request, mesh)
     try:
         return make_ready(workspace, out, request, mesh)
     except CheckpointError as error:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmeta import devices
 from jaxmeta.base import Evaluation, Key, MetaLearner, Predicted, PyTree, TrainState
-from jaxmeta.data import TaskSource, task_keys
+from jaxmeta.data import TaskSource, number_of_tasks, task_keys
 from jaxmeta.losses import Criterion
 from jaxmeta.metrics import estimate
 
@@ -33,7 +33,8 @@ def make_evaluator(
 
     Returns:
       `evaluator(meta_params, state, source, key, num_tasks) -> Evaluation`. Task i is a
-      function of the key and i alone, so that two learners meet the same tasks.
+      function of the key and i alone, so that two learners meet the same tasks. It raises ValueError for more tasks
+      than a fixed source has.
 
     Example:
       >>> import jax, optax
@@ -51,7 +52,9 @@ def make_evaluator(
         judge_chunk = _on_each_device(tasks, task_chunk, mesh)
 
     def evaluator(meta_params: PyTree, state: PyTree, source: TaskSource, key: Key, num_tasks: int) -> Evaluation:
-        at_once = task_chunk
+        most, at_once = number_of_tasks(source), task_chunk
+        if most is not None and num_tasks > most:
+            raise ValueError(f"{num_tasks} tasks were asked for, and there are {most}: judge {most} at most.")
         if mesh is not None:
             at_once = task_chunk * mesh.shape[devices.TASKS]
             placed = devices.place(TrainState((), meta_params, state, (), ()), mesh)  # pyright: ignore

@@ -1,8 +1,8 @@
 """The folder of a run: its configuration, its log, and files that are whole or not there.
 
 config.json     the configuration, with what was chosen automatically
-classes.json    of a folder of images, which classes were trained on
 data.json       what of the data a learner was built for: kind, number of training classes, recipe of the images
+classes.json    of a folder of images, which classes were trained on
 lowerings.json  which way each convolution of a step, and of an evaluation, is computed
 metrics.jsonl   one row for each logged step and each validation
 checkpoints/    the two latest and the best, or several of the best
@@ -70,48 +70,15 @@ def read_config(out: Path) -> Config:
         raise ConfigError(f"{path} is damaged ({error}). Restore it, or train under another name.") from error
 
 
-def check_classes(out: Path, dataset: Dataset, *, unchanged: bool = False) -> None:
-    """Refuse to judge a run on classes that it was trained on, since the images in its folder changed.
-
-    Args:
-      out: The run's folder.
-      dataset: Its dataset, as it is now.
-      unchanged: Refuse any change: the run is to go on.
-
-    Raises:
-      ConfigError: says what changed.
-    """
-    path = out / "classes.json"
-    if not path.is_file():
-        return
-    try:
-        stored = json.loads(path.read_text())
-        before, trained = stored["dataset"], set(stored["splits"]["train"])
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, LookupError) as error:
-        raise ConfigError(f"{path} is damaged ({error}). Restore it, or train under another name.") from error
-    # The folder may have another name now; behind it is a hash of the images.
-    if before.rpartition("-")[2] == dataset.name.rpartition("-")[2]:
-        return
-    if unchanged:
-        raise ConfigError(
-            f"The run in {out} began with {before}, and the folder is {dataset.name} now: its images changed. Restore "
-            "them, or train anew under another --out."
-        )
-    held_out = {name for split in ("validation", "test") for name in dataset.class_names[split]}
-    if both := sorted(trained & held_out):
-        raise ConfigError(
-            f"The run in {out} was trained on {both[0]!r}, which would be tested on now ({len(both)} such classes): "
-            f"the classes in the folder changed. Restore {before}, or train anew."
-        )
-
-
 def write_config(out: Path, config: Config, dataset: Dataset) -> None:
-    """Write the configuration of a run and what its learner was built for, and make its folder."""
+    """Write the configuration of a run and what its learner was built for, and make its folder.
+
+    Of images of a folder, which may change, also the classes.
+    """
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "config.json", json.dumps(to_json(config), indent=2) + "\n")
     write_atomically(out / "data.json", json.dumps(data_to_json(dataset), indent=2) + "\n")
     if split_name(config.dataset)[0] == "folder":
-        # The classes too: the images of a folder may change.
         classes = {"dataset": dataset.name, "splits": dataset.class_names}
         write_atomically(out / "classes.json", json.dumps(classes, indent=1) + "\n")
 
@@ -188,6 +155,41 @@ def read_calibration(out: Path) -> Calibration | None:
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error}). Delete it: predictions are then not calibrated.") from error
     return calibration
+
+
+def check_classes(out: Path, dataset: Dataset, *, unchanged: bool = False) -> None:
+    """Refuse to judge a run on classes that it was trained on, since the images in its folder changed.
+
+    Args:
+      out: The run's folder.
+      dataset: Its dataset, as it is now.
+      unchanged: Refuse any change: the run is to go on.
+
+    Raises:
+      ConfigError: says what changed.
+    """
+    path = out / "classes.json"
+    if not path.is_file():
+        return
+    try:
+        stored = json.loads(path.read_text())
+        before, trained = stored["dataset"], set(stored["splits"]["train"])
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, LookupError) as error:
+        raise ConfigError(f"{path} is damaged ({error}). Restore it, or train under another name.") from error
+    # The folder may have another name now; behind it is a hash of the images.
+    if before.rpartition("-")[2] == dataset.name.rpartition("-")[2]:
+        return
+    if unchanged:
+        raise ConfigError(
+            f"The run in {out} began with {before}, and the folder is {dataset.name} now: its images changed. Restore "
+            "them, or train anew under another --out."
+        )
+    held_out = {name for split in ("validation", "test") for name in dataset.class_names[split]}
+    if both := sorted(trained & held_out):
+        raise ConfigError(
+            f"The run in {out} was trained on {both[0]!r}, which would be tested on now ({len(both)} such classes): "
+            f"the classes in the folder changed. Restore {before}, or train anew."
+        )
 
 
 def lowerings_file(device_kind: str) -> Path:

@@ -1,6 +1,7 @@
 """What a judgement says: the number, the setting that was measured, the protocol and the tasks behind it."""
 
 import dataclasses
+import inspect
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from jaxmeta.calibration import calibrate
 from jaxmeta.check import leak_test
 from jaxmeta.check.leak import TOLERANCE
 from jaxmeta.config import ConfigError
-from jaxmeta.data import EpisodeSpec, TaskSource, check_spec
+from jaxmeta.data import DATASETS, EpisodeSpec, TaskSource, check_spec, sample_classification
 from jaxmeta.folder import write_calibration
-from jaxmeta.protocols import SAMPLED, Protocol, episodes_hash, evaluation_key, fingerprint
+from jaxmeta.protocols import CHALLENGE, SAMPLED, Protocol, episodes_hash, evaluation_key, fingerprint, protocol_hash
 from jaxmeta.workspace import Workspace, one_task
 
 # What rounding in another order changes: more, where products are rounded to 10 bits or to 7.
@@ -39,6 +40,7 @@ def protocol_of(workspace: Workspace, part: str = "test") -> Protocol:
         within_alphabet=config.within_alphabet,
         norm=workspace.norm,
         episodes=config.eval_episodes,
+        precision=config.precision,
     )
 
 
@@ -79,14 +81,18 @@ def source_of(workspace: Workspace, protocol: Protocol) -> TaskSource:
     """
     if protocol.episodes_from != SAMPLED:
         return workspace.sources[protocol.part]
-    # Tasks as for the test, also of the training classes, which a learner may have met in another way.
-    pool, spec = workspace.sources[protocol.part].pool, EpisodeSpec(protocol.ways, protocol.shots, protocol.queries)
+    spec = EpisodeSpec(protocol.ways, protocol.shots, protocol.queries)
+    source = workspace.sources[protocol.part]
+    pool = source.pool
+    if source.sample is sample_classification:
+        # Tasks as for the test, of training classes that the learner met in another way.
+        source = workspace.sources["test"]
     if workspace.dataset.kind == "classification":
         try:
             check_spec(spec, pool, f"split {protocol.part!r} of {protocol.dataset}")
         except ValueError as error:
             raise ConfigError(str(error)) from error
-    return workspace.sources["test"]._replace(pool=pool, spec=spec)
+    return source._replace(pool=pool, spec=spec)
 
 
 def judge(workspace: Workspace, train_state: TrainState, out: Path, *, split: str) -> dict[str, Any]:
@@ -146,8 +152,11 @@ def describe(
     described += ("within_alphabet",) if config.within_alphabet else ()
     # JSON knows no infinity: a diverged adaptation is null.
     mean, ci95 = (value if np.isfinite(value) else None for value in (estimate.mean, estimate.ci95))
+    # What the challenge is told by.
+    error = {"error": 1 - mean} if protocol.episodes_from == CHALLENGE and mean is not None else {}
     return {
         workspace.headline: mean,
+        **error,
         "ci95": ci95,
         "episodes": evaluation.num_tasks,
         "split": protocol.part,
@@ -159,11 +168,41 @@ def describe(
         "norm": workspace.norm,
         "setting": protocol.measured,
         "ensemble": protocol.ensemble,
+        "precision": protocol.precision,
         "trained_on": protocol.trained_on or protocol.dataset,
-        "protocol": fingerprint(protocol),
+        "trained_split": _trained_split(protocol),
+        "seen_classes": seen_classes(workspace, protocol),
+        "protocol": protocol_hash(protocol),
+        "fingerprint": fingerprint(protocol),
         "episodes_hash": tasks_hash(workspace, protocol) if tasks is None else tasks,
         "steps": checkpoint.checkpoint_steps(out / "checkpoints")[-1],
         "checkpoint_step": int(train_state.step),
         "seed": config.seed,
         "run": str(out),
     }
+
+
+def seen_classes(workspace: Workspace, protocol: Protocol) -> bool | None:
+    """Tell whether a learner was trained on classes that it is judged on.
+
+    Args:
+      workspace: The workspace that it is judged in.
+      protocol: The protocol.
+
+    Returns:
+      Whether the names of the judged classes meet those of training, which tells nothing between datasets: None there,
+      and in regression. The challenge is refused to runs that have seen its alphabets.
+    """
+    if protocol.episodes_from == CHALLENGE and protocol.trained_on == "omniglot":
+        return False
+    if protocol.trained_on or workspace.dataset.kind == "regression":
+        return None
+    names = workspace.dataset.class_names
+    return not set(names["train"]).isdisjoint(names[protocol.part])
+
+
+def _trained_split(protocol: Protocol) -> str | None:
+    """Name the division of classes that was trained on; None for a dataset that has one only."""
+    loader = DATASETS.get(protocol.trained_on or protocol.dataset)
+    divided = loader is not None and "split" in inspect.signature(loader).parameters
+    return protocol.trained_split or protocol.split if divided else None

@@ -11,7 +11,7 @@ from jaxmeta.config import Config
 from jaxmeta.data import DATASET_NAMES
 from jaxmeta.machine import Machine
 from jaxmeta.models import PRECISIONS
-from jaxmeta.protocols import PROTOCOLS
+from jaxmeta.paper_protocols import PROTOCOLS
 
 Options = TypeVar("Options")
 
@@ -40,7 +40,14 @@ class EvaluateOptions:
         str | None,
         tyro.conf.arg(help=f"Judge on another dataset; None: as in training. One of: {', '.join(DATASET_NAMES)}."),
     ] = None
-    data_dir: Annotated[Path | None, tyro.conf.arg(help="Where the data is now; None: as in training.")] = None
+    data_dir: Annotated[
+        Path | None, tyro.conf.arg(help="Where the data that is judged is now; None: as in training.")
+    ] = None
+    ways: Annotated[
+        int | None,
+        tyro.conf.arg(help="Classes in a task, for learners without an output for each; None: as in training."),
+    ] = None
+    shots: Annotated[int | None, tyro.conf.arg(help="Support examples of each class; None: as in training.")] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +62,13 @@ class CompareOptions:
     ] = None
     anyway: Annotated[bool, tyro.conf.arg(help="Also compare runs that are judged differently.")] = False
     episodes: Annotated[int | None, tyro.conf.arg(help="Number of tasks; None: as in training.")] = None
+    dataset: Annotated[
+        str | None,
+        tyro.conf.arg(help=f"Judge both on this dataset; None: as in training. One of: {', '.join(DATASET_NAMES)}."),
+    ] = None
+    data_dir: Annotated[
+        Path | None, tyro.conf.arg(help="Where the data that is judged is now; None: as in training.")
+    ] = None
 
 
 _QUERY = tyro.conf.arg(help="Images to label: files, and folders with all below them.", metavar="DIR_OR_FILE")

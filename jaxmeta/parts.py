@@ -92,7 +92,13 @@ def _learner(config: Config, model: Model, criterion: Criterion, classes: int) -
     try:
         return factory(model, **{name: value for name, value in options.items() if name in takes})
     except ValueError as error:
-        raise ConfigError(f"--algorithm {config.algorithm} --metagrad {config.metagrad}: {error}") from error
+        raise ConfigError(f"{named_algorithm(config)}: {error}") from error
+
+
+def named_algorithm(config: Config) -> str:
+    """Name the algorithm as the command line does, and its strategy if it takes one: what an error begins with."""
+    takes = options_of(ALGORITHMS[config.algorithm])
+    return f"--algorithm {config.algorithm}" + (f" --metagrad {config.metagrad}" if "metagrad" in takes else "")
 
 
 def load_dataset(config: Config, like: ImageRecipe | None = None) -> Dataset:

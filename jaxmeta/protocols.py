@@ -1,8 +1,10 @@
 """Protocols: everything that says how a number was got, as a value, and the tasks it was got on, as a hash.
 
-A field is of the judging (which tasks, what is shown of them, how the values become one number) or of the learner
-that is judged (what it was trained on, and the steps that it takes). The fingerprint covers the first: two learners
-with one fingerprint met the same tasks under the same rules, whatever is inside them, and may be compared.
+A field is of the judging (which tasks, what is shown of them, how the values become one number) or of the learner that
+is judged (what it was trained on, its steps, its normalisation, its precision). Two hashes stand beside every number:
+`protocol_hash` covers the judging, so that all who answer the same question share it, and `fingerprint` covers the
+whole protocol, so that two numbers with one fingerprint were got alike in everything. Runs are compared where the first
+is the same and refused where it is not; what the learners differ in stands beside the difference, as it may explain it.
 """
 
 import dataclasses
@@ -16,8 +18,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmeta.base import Key, MetaLearner
-from jaxmeta.data import DataError, Dataset, EpisodeSpec, TaskSource, challenge_source, task_source
+from jaxmeta.algorithms import NORMS
+from jaxmeta.base import Key
+from jaxmeta.data import DataError, Dataset, EpisodeSpec, TaskSource, challenge_source, number_of_tasks, task_source
+from jaxmeta.data.omniglot_splits import CHALLENGE_SPLITS
 from jaxmeta.evaluate import draw_tasks
 
 # Every run is judged on the same tasks, whatever seed it was trained with.
@@ -27,11 +31,15 @@ INTERVALS = ("t-95 over tasks",)
 CHECKPOINTS = ("best", "latest")
 # Where episodes come from: drawn of the dataset's classes, or fixed ones of their own.
 SAMPLED = "sampled"
-FIXED: dict[str, Callable[[Path], TaskSource]] = {"omniglot-challenge": challenge_source}
+CHALLENGE = "omniglot-challenge"
+FIXED: dict[str, Callable[[Path], TaskSource]] = {CHALLENGE: challenge_source}
+SETTINGS = ("inductive", "transductive")
 # Of the learner, not of the judging. The inner steps are here, since nobody who judges a learner by its predictions
 # needs to know how many gradient steps it takes, or whether any; and the normalisation, of which the judge needs to
 # know only whether a prediction sees the other queries: the setting.
-OF_THE_LEARNER = frozenset({"trained_on", "train_inner_steps", "eval_inner_steps", "norm", "measured"})
+OF_THE_LEARNER = frozenset(
+    {"trained_on", "trained_split", "train_inner_steps", "eval_inner_steps", "norm", "measured", "precision"}
+)
 _LEAST = {"ways": 1, "shots": 1, "queries": 1, "episodes": 2, "ensemble": 1, "eval_inner_steps": 0, "seed": 0}
 # Numbers of a task source that are drawn and hashed at once.
 _AT_ONCE = 2**23
@@ -60,7 +68,9 @@ class Protocol:
       within_alphabet: Whether the classes of a task are of one alphabet.
       trained_on: The dataset of training; "" if it is the one that is judged. Of the learner.
       measured: The setting that the leak test found; None before it was made. Of the learner, as the
-        property `setting` takes its place in the fingerprint.
+        property `setting` takes its place in the hashes.
+      trained_split: The division of the classes of that dataset; "" if it is the one that is judged. Of the learner.
+      precision: How exactly the network computes. Of the learner.
     """
 
     dataset: str
@@ -81,6 +91,8 @@ class Protocol:
     within_alphabet: bool = False
     trained_on: str = ""
     measured: str | None = None
+    trained_split: str = ""
+    precision: str = "float32"
 
     def __post_init__(self):
         """Refuse a protocol that nothing can be judged by."""
@@ -88,10 +100,13 @@ class Protocol:
             if getattr(self, name) < least:
                 raise ValueError(f"A protocol needs {name} of at least {least}; given {getattr(self, name)}.")
         known = {"part": PARTS, "interval": INTERVALS, "checkpoint": CHECKPOINTS, "episodes_from": (SAMPLED, *FIXED)}
+        known |= {"norm": (*NORMS, "none"), "measured": (None, *SETTINGS)}
         for name, values in known.items():
             if getattr(self, name) not in values:
                 listed = " or ".join(map(repr, values))
                 raise ValueError(f"A protocol needs {name}={listed}; given {getattr(self, name)!r}.")
+        if (self.episodes_from, self.trained_on) == (CHALLENGE, "omniglot"):
+            _check_background(self.trained_split)
 
     @property
     def setting(self) -> str:
@@ -100,7 +115,7 @@ class Protocol:
 
 
 def judged_by(protocol: Protocol) -> dict[str, Any]:
-    """Give what the fingerprint covers: the fields of the judging, and the setting, by name.
+    """Give what `protocol_hash` covers: the fields of the judging, and the setting, by name.
 
     Args:
       protocol: The protocol.
@@ -117,7 +132,15 @@ def judged_by(protocol: Protocol) -> dict[str, Any]:
     return {**fields, "setting": protocol.setting}
 
 
-def fingerprint(protocol: Protocol) -> str:
+def everything_of(protocol: Protocol) -> dict[str, Any]:
+    """Give what `fingerprint` covers: all that is known, with what the learner was trained on spelt out."""
+    learner = {name: getattr(protocol, name) for name in OF_THE_LEARNER - {"measured"}}
+    trained = {"trained_on": protocol.trained_on or protocol.dataset}
+    trained["trained_split"] = protocol.trained_split or protocol.split
+    return {**judged_by(protocol), **learner, **trained}
+
+
+def protocol_hash(protocol: Protocol) -> str:
     """Hash what decides the judged tasks and how they are judged: SHA-256 of canonical JSON, 12 hex digits.
 
     Args:
@@ -128,18 +151,36 @@ def fingerprint(protocol: Protocol) -> str:
 
     Example:
       >>> own = Protocol("glyphs", "vinyals", "test", 5, 1, 15, 1, 3, "inductive", 1000)
-      >>> fingerprint(own) == fingerprint(dataclasses.replace(own, eval_inner_steps=10))
+      >>> protocol_hash(own) == protocol_hash(dataclasses.replace(own, eval_inner_steps=10))
       True
-      >>> fingerprint(own) == fingerprint(dataclasses.replace(own, norm="transductive"))
+      >>> protocol_hash(own) == protocol_hash(dataclasses.replace(own, norm="transductive"))
       False
     """
-    text = json.dumps(judged_by(protocol), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return _hash(judged_by(protocol))
 
 
-def differences(first: Protocol, second: Protocol) -> dict[str, tuple[Any, Any]]:
-    """Tell in what two protocols differ that the fingerprint covers, with both values."""
-    one, other = judged_by(first), judged_by(second)
+def fingerprint(protocol: Protocol) -> str:
+    """Hash the whole protocol, what is of the learner too: SHA-256 of canonical JSON, 12 hex digits.
+
+    Args:
+      protocol: The protocol.
+
+    Returns:
+      12 hex digits; the same only where nothing differs that a protocol tells.
+
+    Example:
+      >>> own = Protocol("glyphs", "vinyals", "test", 5, 1, 15, 1, 3, "inductive", 1000)
+      >>> fingerprint(own) == fingerprint(dataclasses.replace(own, eval_inner_steps=10))
+      False
+    """
+    return _hash(everything_of(protocol))
+
+
+def differences(
+    first: Protocol, second: Protocol, fields: Callable[[Protocol], dict[str, Any]] = judged_by
+) -> dict[str, tuple[Any, Any]]:
+    """Tell in what two protocols differ, with both values: in the judging, or in `fields=everything_of`."""
+    one, other = fields(first), fields(second)
     return {name: (one[name], other[name]) for name in one if one[name] != other[name]}
 
 
@@ -168,7 +209,11 @@ def episodes_of(protocol: Protocol, dataset: Dataset, data_dir: Path | None = No
         return task_source(dataset, protocol.part, spec, within_group=protocol.within_alphabet)
     if data_dir is None:
         raise DataError(f"The tasks of {protocol.episodes_from} are not downloaded: give their folder by --data-dir.")
-    return FIXED[protocol.episodes_from](data_dir)
+    source = FIXED[protocol.episodes_from](data_dir)
+    # Fewer would be other tasks under the same name; more, the last one again, and an interval that is too narrow.
+    if (number := number_of_tasks(source)) not in (None, protocol.episodes):
+        raise ValueError(f"{protocol.episodes_from} is {number} tasks, not {protocol.episodes}.")
+    return source
 
 
 def episodes_hash(source: TaskSource, key: Key, num_tasks: int) -> str:
@@ -209,91 +254,18 @@ def episodes_hash(source: TaskSource, key: Key, num_tasks: int) -> str:
     return digest.hexdigest()[:12]
 
 
-def ensemble_learner(learner: MetaLearner, kind: str) -> MetaLearner:
-    """Let several trained learners predict together: each adapts by itself, and their predictions are averaged.
-
-        p(y | x) = 1 / K sum_k softmax(outputs_k(x))_y;  in regression the mean of the outputs
-
-    Args:
-      learner: The algorithm, of which there are K sets of meta-parameters.
-      kind: "classification" or "regression".
-
-    Returns:
-      A `MetaLearner` whose meta-parameters and state have a leading axis `[K]`. Its outputs are
-      log-probabilities, so that every loss and metric of logits serves. For judging, not for training.
-
-    Raises:
-      ValueError: for another kind.
-
-    Example:
-      >>> import jax.numpy as jnp, optax
-      >>> from jaxmeta import linear, maml
-      >>> learner = maml(linear(3), inner_optimizer=optax.sgd(0.1))
-      >>> keys, inputs = jax.random.split(jax.random.key(0), 4), jnp.ones([2, 8])
-      >>> theta, state = jax.vmap(lambda key: learner.init(key, inputs))(keys)
-      >>> theta["head"]["kernel"].shape, ensemble_learner(learner, "classification").adapt is None
-      ((4, 8, 3), False)
-
-    Source: Antoniou, Edwards and Storkey, 2019, arXiv 1810.09502, section 5: the five best of validation.
-    """
-    if kind not in ("classification", "regression"):
-        raise ValueError(f"ensemble_learner needs kind='classification' or 'regression'; given {kind!r}.")
-
-    def adapt(meta_params, state, support, key, *, num_steps=None):
-        # One after the other: as much memory as one of them, and the same arithmetic as alone.
-        return jax.lax.map(lambda one: learner.adapt(*one, support, key, num_steps=num_steps), (meta_params, state))
-
-    def predict(adapted, batch, key):
-        outputs = jax.lax.map(lambda one: learner.predict(one, batch, key), adapted)
-        if kind == "regression":
-            return outputs.mean(0)
-        return jax.nn.logsumexp(jax.nn.log_softmax(outputs), axis=0) - math.log(outputs.shape[0])
-
-    return learner._replace(adapt=adapt, predict=predict, unroll=None)
-
-
 def _as_bytes(batch):
     return batch._replace(inputs=np.rint(batch.inputs * np.float32(255)).astype(np.uint8))
 
 
-def _preset(**fields: Any) -> Callable[[Protocol], Protocol]:
-    """Make `own -> Protocol`: what is judged is judged so, and all else stays the run's own."""
-
-    def change(own: Protocol) -> Protocol:
-        changes = dict(fields)
-        # A learner without statistics has nothing to change, and one that keeps averages is inductive already.
-        if own.norm == "none" or (changes.get("norm"), own.norm) == ("inductive", "running"):
-            changes.pop("norm", None)
-        return dataclasses.replace(own, **changes)
-
-    return change
+def _hash(fields: dict[str, Any]) -> str:
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _maml_plus_plus(own: Protocol) -> Protocol:
-    change = _preset(norm="transductive", episodes=600, ensemble=5)
-    return dataclasses.replace(change(own), eval_inner_steps=own.train_inner_steps)
-
-
-def _challenge(own: Protocol) -> Protocol:
-    fixed = {"dataset": "omniglot-challenge", "split": "official", "part": "test", "trained_on": own.dataset}
-    size = {"ways": 20, "shots": 1, "queries": 1, "episodes": 20, "within_alphabet": True}
-    return dataclasses.replace(own, **fixed, **size, episodes_from="omniglot-challenge", ensemble=1)
-
-
-# How the papers judge, by name. What a preset does not say (the dataset above all) stays as the run has it.
-PROTOCOLS: dict[str, Callable[[Protocol], Protocol]] = {
-    # This library's own: nothing is seen of the other queries.
-    "default": _preset(norm="inductive", queries=15, episodes=1000, ensemble=1),
-    # Finn et al. 2017, arXiv 1703.03400, Omniglot: 600 tasks, as many query images as shots.
-    "maml": _preset(ways=5, shots=1, queries=1, norm="transductive", eval_inner_steps=3, episodes=600, ensemble=1),
-    "maml-20way": _preset(ways=20, shots=1, queries=1, norm="transductive", eval_inner_steps=5, episodes=600),
-    # Antoniou et al. 2019, arXiv 1810.09502: the five best of validation together.
-    "maml++": _maml_plus_plus,
-    # Snell et al. 2017, arXiv 1703.05175, Omniglot: 1000 tasks, 15 query images in the authors' code.
-    "protonet": _preset(norm="inductive", queries=15, episodes=1000, ensemble=1),
-    # Nichol et al. 2018, arXiv 1803.02999: both forms, 10000 tasks in the authors' code.
-    "reptile": _preset(norm="transductive", queries=1, eval_inner_steps=50, episodes=10000, ensemble=1),
-    "reptile-inductive": _preset(norm="inductive", queries=1, eval_inner_steps=50, episodes=10000, ensemble=1),
-    # Lake et al. 2015, Science 350(6266): the 20 official runs. Error is 1 - accuracy; people err on 4.5 %.
-    "omniglot-challenge": _challenge,
-}
+def _check_background(split: str) -> None:
+    if split not in CHALLENGE_SPLITS:
+        raise ValueError(
+            f"The Omniglot challenge judges alphabets that split {split!r} trains on: it would tell nothing. Train a "
+            f"run with --split {' or '.join(CHALLENGE_SPLITS)}."
+        )

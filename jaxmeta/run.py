@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 
 from jaxmeta import checkpoint, folder, processes
 from jaxmeta.base import Evaluation, TrainState
-from jaxmeta.candidate import Request, make_ready, own_config
+from jaxmeta.candidate import Request, make_ready, open_run, result_of
 from jaxmeta.config import Config, ConfigError, to_json
-from jaxmeta.folder import open_log, read_config, refuse_existing, truncate_rows, write_atomically, write_config
-from jaxmeta.judgement import calibrate_run, describe, judge, judged
+from jaxmeta.folder import open_log, refuse_existing, truncate_rows, write_atomically, write_config
+from jaxmeta.judgement import calibrate_run, judge, judged
 from jaxmeta.plan import Plan, plan_table
 from jaxmeta.planning import plan_run
 from jaxmeta.protocols import evaluation_key
@@ -136,6 +136,8 @@ def evaluate_run(
     protocol: str | None = None,
     ensemble: int | None = None,
     dataset: str | None = None,
+    ways: int | None = None,
+    shots: int | None = None,
 ) -> dict[str, Any]:
     """Judge a run's best checkpoint on held-out tasks.
 
@@ -145,11 +147,13 @@ def evaluate_run(
       inner_steps: Inner steps; None for the run's own.
       split: "test", "validation" or "train".
       latest: Judge the latest checkpoint instead.
-      data_dir: Where the data is now; None for the run's own.
-      mesh: Devices that share the tasks; None for one.
+      data_dir: Where the data that is judged is now; None for the run's own.
+      mesh: Devices that share the tasks.
       protocol: A row of `PROTOCOLS`; None for the run's own.
       ensemble: How many of the best checkpoints predict together.
-      dataset: Judge on this one, which the run was not trained on.
+      dataset: Judge on this one, which the run was not trained on; the data of training is not needed then.
+      ways: Classes in a task, for learners without an output for each.
+      shots: Support examples of each class.
 
     Returns:
       The result, as `jaxmeta evaluate` prints it.
@@ -159,11 +163,9 @@ def evaluate_run(
       DataError: if the data is missing or damaged.
       CheckpointError: if no checkpoint can be read.
     """
-    request = Request(protocol, split, episodes, inner_steps, ensemble, dataset, data_dir, latest)
-    workspace = open_workspace(own_config(read_config(out), request), mesh, find_lowering(out))
-    ready = make_ready(workspace, out, request, mesh)
-    evaluation = judged(ready.workspace, ready.train_state, ready.protocol)
-    result = describe(ready.workspace, evaluation, ready.train_state, out, protocol=ready.protocol)
+    request = Request(protocol, split, episodes, inner_steps, ensemble, dataset, data_dir, latest, ways, shots)
+    ready = make_ready(open_run(out, request, mesh), out, request, mesh)
+    result = result_of(ready, judged(ready.workspace, ready.train_state, ready.protocol))
     return result | {"damaged_checkpoints": list(ready.damaged)}
 
 
@@ -210,8 +212,7 @@ def _train(
     program: jax.stages.Compiled,
 ) -> TrainState:
     """Run `fit` with logging, validation and checkpoints in its callback."""
-    config, headline = workspace.config, workspace.headline
-    directory = out / "checkpoints"
+    config, headline, directory = workspace.config, workspace.headline, out / "checkpoints"
     clock = {"last": time.monotonic()}
 
     def save(train_state, score):
@@ -224,8 +225,7 @@ def _train(
         evaluation = workspace.evaluator(
             train_state.meta_params, train_state.state, source, key, config.validation_episodes
         )
-        row = validation_row(evaluation, int(train_state.step))
-        log(row)
+        log(row := validation_row(evaluation, int(train_state.step)))
         value = evaluation.metrics[headline]
         reporter.say(f"step {row['step']}  validation {headline} {value.mean:.4f} +- {value.ci95:.4f}")
         return score_of(evaluation, headline)

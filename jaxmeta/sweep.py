@@ -247,9 +247,16 @@ def _table(workspace: Workspace, runs: Runs, results) -> dict[str, Any]:
         "rows": rows,
         "diverged": diverged,
         "episodes": config.eval_episodes,
+        **{name: _common(results, name) for name in ("setting", "protocol", "fingerprint", "episodes_hash")},
         **{name: getattr(config, name) for name in described},
         "runs": [str(folder) for folder in runs.folders],
     }
+
+
+def _common(results, name: str) -> Any:
+    """Give what the judged runs agree on; None where they do not, which their own results then tell."""
+    values = {result[name] for result in results if name in result}
+    return values.pop() if len(values) == 1 else None
 
 
 def _member(states, place: int):

@@ -16,12 +16,12 @@ from jaxmeta import plots, processes
 from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.base import Evaluation, Key, TrainState
 from jaxmeta.config import Config, ConfigError
-from jaxmeta.data import Dataset, EpisodeSpec, TaskSource, sample_classification, task_keys, task_source
+from jaxmeta.data import ClassPool, Dataset, EpisodeSpec, TaskSource, sample_classification, task_keys, task_source
 from jaxmeta.evaluate import judge_tasks, make_evaluator
 from jaxmeta.folder import load_lowerings, lowerings_file, read_rows, save_lowerings
 from jaxmeta.nn import Case, LoweringTable, contractions_in, lowerings_used
 from jaxmeta.nn.lowering_table import this_platform
-from jaxmeta.parts import Parts, build, load_dataset, norm_in_use
+from jaxmeta.parts import Parts, build, load_dataset, named_algorithm, norm_in_use
 from jaxmeta.plan import choose_task_chunk
 from jaxmeta.protocols import evaluation_key
 from jaxmeta.train import init_train_state
@@ -89,6 +89,24 @@ def open_workspace(
     return Workspace(config, dataset, parts, sources, evaluator, headline, norm, lowering)
 
 
+def stand_in(dataset: Dataset, config: Config) -> Dataset:
+    """Give black images in the place of a run's data: for shapes, where nothing else is asked of it.
+
+    Args:
+      dataset: What the run's learner was built for, with a recipe of its images: from `folder.read_data`.
+      config: The run's configuration.
+
+    Returns:
+      The dataset with three splits that serve the run's tasks.
+    """
+    recipe, ways = dataset.recipe, max(config.ways, config.train_ways or 0)
+    assert recipe is not None
+    per_class = config.shots + max(config.queries, config.eval_queries)
+    pool = ClassPool(np.zeros([ways, per_class, *recipe[:3]], np.uint8), np.full(ways, per_class, np.int32))
+    parts = ("train", "validation", "test")
+    return dataset._replace(splits=dict.fromkeys(parts, pool), groups=dict.fromkeys(parts, ("",) * ways))
+
+
 def with_config(workspace: Workspace, config: Config, mesh: Mesh | None = None) -> Workspace:
     """Build the parts anew for a configuration that computes the same data differently."""
     parts, evaluator = _build_both(config, workspace.dataset, mesh, workspace.lowering)
@@ -137,7 +155,8 @@ def trace_step(workspace: Workspace, members: int | None = None) -> dict[Case, i
     try:
         return _traced(workspace, step, members)
     except ValueError as error:
-        raise ConfigError(f"--metagrad {config.metagrad} --estimator {config.estimator}: {error}") from error
+        estimator = "" if config.estimator == Config.estimator else f" --estimator {config.estimator}"
+        raise ConfigError(f"{named_algorithm(config)}{estimator}: {error}") from error
 
 
 def trace_judgement(workspace: Workspace, members: int | None = None) -> dict[Case, int]:

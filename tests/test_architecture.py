@@ -34,6 +34,8 @@ ROOMS = [
     "online",
     # Values that say how a number was got; the evaluation itself knows nothing of them.
     "protocols",
+    "paper_protocols",
+    "ensemble",
     "population",
     "config",
     "presets",
@@ -44,7 +46,8 @@ ROOMS = [
     "report",
     "folder",
     "workspace",
-    # What a result says, and a run made ready to be judged by a protocol.
+    # What is asked for, what a result says, and a run made ready to be judged by a protocol.
+    "request",
     "judgement",
     "candidate",
     "planning",

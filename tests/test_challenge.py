@@ -35,7 +35,7 @@ from jaxmeta import (
 )
 from jaxmeta.data import DataError
 from jaxmeta.data.omniglot import load_omniglot, read_drawing
-from jaxmeta.data.omniglot_splits import SPLITS
+from jaxmeta.data.omniglot_splits import CHALLENGE_SPLITS, EVALUATION_ALPHABETS, SPLITS
 
 ARCHIVE = "one_shot_all_runs.zip"
 
@@ -176,6 +176,16 @@ def test_an_evaluator_judges_fixed_tasks_whatever_key_and_chunk(source):
         np.testing.assert_array_equal(given, jnp.stack([leaf[4]] * 3))
     with pytest.raises(ValueError, match=r"one number of tasks; given \[4, 5\]"):
         fixed_source(tasks._replace(query=jax.tree.map(lambda leaf: leaf[:4], tasks.query)))
+    with pytest.raises(ValueError, match="6 tasks were asked for, and there are 5"):
+        judged(fixed, jax.random.key(1), num_tasks=6, task_chunk=5)
+
+
+def test_only_the_background_splits_keep_the_alphabets_of_the_challenge_from_training():
+    alphabets = sorted(EVALUATION_ALPHABETS | {f"Background{number:02d}" for number in range(30)})
+    names = tuple(f"{alphabet}/character{number:02d}" for alphabet in alphabets for number in range(1, 33))
+    for split, positions in SPLITS.items():
+        trained = {names[index].split("/")[0] for index in positions(names, 0)["train"]}
+        assert trained.isdisjoint(EVALUATION_ALPHABETS) == (split in CHALLENGE_SPLITS)
 
 
 def ink(*places, size=9):

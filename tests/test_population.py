@@ -126,6 +126,9 @@ def test_a_sweep_on_the_command_line_is_its_runs_alone(tmp_path, capsys):
     assert main([*small, "--seed", "4", "--inner-lr", "0.02", "--out", str(alone)]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["mse"] == pytest.approx(fine["values"][1], rel=1e-4)
     run = sweep / "seed4-inner-lr0.02"
+    judged = json.loads((run / "result.json").read_text())
+    assert all(table[name] == judged[name] for name in ("setting", "protocol", "fingerprint", "episodes_hash"))
+    assert table["setting"] == "inductive" and len(table["protocol"]) == len(table["episodes_hash"]) == 12
     assert_close(*(checkpoint_of(folder) for folder in (run, alone)))
     assert main(["evaluate", str(run)]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["mse"] == pytest.approx(fine["values"][1], rel=1e-4)

@@ -35,6 +35,7 @@ from jaxmeta import (
     maml,
     options_of,
     paired_difference,
+    protocol_hash,
     protocols,
     protonet,
     task_source,
@@ -46,7 +47,7 @@ from jaxmeta.config import Config, ConfigError, from_json, to_json
 from jaxmeta.data import DataError
 from jaxmeta.evaluate import draw_tasks
 from jaxmeta.folder import read_config, write_config
-from jaxmeta.judgement import protocol_of
+from jaxmeta.judgement import protocol_of, seen_classes
 from jaxmeta.workspace import make_state, open_workspace
 
 OWN = Protocol("glyphs", "vinyals", "test", 5, 1, 15, 1, 3, "inductive", 1000)
@@ -61,9 +62,10 @@ OWN = Protocol("glyphs", "vinyals", "test", 5, 1, 15, 1, 3, "inductive", 1000)
         ("train_inner_steps", 9, True),
         ("eval_inner_steps", 9, True),
         ("trained_on", "omniglot", True),
+        ("trained_split", "random", True),
+        ("precision", "tf32", True),
         ("norm", "running", True),
         ("norm", "none", True),
-        ("measured", "inductive", True),
         ("norm", "transductive", False),
         ("measured", "transductive", False),
         ("dataset", "omniglot", False),
@@ -76,23 +78,35 @@ OWN = Protocol("glyphs", "vinyals", "test", 5, 1, 15, 1, 3, "inductive", 1000)
         ("ensemble", 5, False),
         ("seed", 1, False),
         ("checkpoint", "latest", False),
+        ("within_alphabet", True, False),
     ],
 )
-def test_the_fingerprint_covers_the_judging_and_not_the_learner(field, value, same):
-    other = dataclasses.replace(OWN, **{field: value})
-    assert (fingerprint(other) == fingerprint(OWN)) == same
-    name = "setting" if field in ("norm", "measured") else field
-    assert set(protocols.differences(OWN, other)) == (set() if same else {name})
+def test_one_hash_covers_the_judging_and_the_other_everything(field, value, same):
+    own = dataclasses.replace(OWN, trained_on="mnist", trained_split="vinyals")
+    other = dataclasses.replace(own, **{field: value})
+    assert (protocol_hash(other) == protocol_hash(own)) == same
+    assert fingerprint(other) != fingerprint(own)
+    name = "setting" if field == "measured" else field
+    judging = "setting" if field in ("norm", "measured") else field
+    assert set(protocols.differences(own, other)) == (set() if same else {judging})
+    assert set(protocols.differences(own, other, protocols.everything_of)) >= {name}
 
 
-def test_the_fingerprint_is_that_of_the_canonical_json():
+def test_what_is_not_said_of_training_is_what_is_judged():
+    """And a setting that was measured as it was expected changes nothing."""
+    for fields in ({"trained_on": "glyphs"}, {"trained_split": "vinyals"}, {"measured": "inductive"}):
+        other = dataclasses.replace(OWN, **fields)
+        assert fingerprint(other) == fingerprint(OWN) and protocol_hash(other) == protocol_hash(OWN)
+
+
+def test_the_protocol_hash_is_that_of_the_canonical_json():
     """It stands beside published numbers: it may not change unnoticed."""
     text = (
         '{"checkpoint":"best","dataset":"glyphs","ensemble":1,"episodes":1000,"episodes_from":"sampled",'
         '"interval":"t-95 over tasks","part":"test","queries":15,"seed":20240229,"setting":"inductive","shots":1,'
         '"split":"vinyals","ways":5,"within_alphabet":false}'
     )
-    assert fingerprint(OWN) == hashlib.sha256(text.encode()).hexdigest()[:12] == "c6a819892786"
+    assert protocol_hash(OWN) == hashlib.sha256(text.encode()).hexdigest()[:12] == "c6a819892786"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +116,8 @@ def test_the_fingerprint_is_that_of_the_canonical_json():
         ("part", "tset", "part='train' or 'validation' or 'test'; given 'tset'"),
         ("interval", "std", "interval='t-95 over tasks'; given 'std'"),
         ("episodes_from", "lake", "episodes_from='sampled' or 'omniglot-challenge'; given 'lake'"),
+        ("norm", "transductve", "norm='transductive' or 'inductive' or 'running' or 'none'; given 'transductve'"),
+        ("measured", "unsure", "measured=None or 'inductive' or 'transductive'; given 'unsure'"),
     ],
 )
 def test_a_protocol_that_nothing_can_be_judged_by_is_refused(field, value, message):
@@ -109,31 +125,33 @@ def test_a_protocol_that_nothing_can_be_judged_by_is_refused(field, value, messa
         dataclasses.replace(OWN, **{field: value})
 
 
+MAML = {"norm": "transductive", "queries": 2, "episodes": 600, "ensemble": 1, "within_alphabet": False}
+REPTILE = {"queries": 1, "episodes": 10000, "eval_inner_steps": 50, "ensemble": 1, "within_alphabet": False}
 PRESETS = {
-    "default": {"norm": "inductive", "queries": 15, "episodes": 1000},
-    "maml": {"norm": "transductive", "queries": 1, "episodes": 600, "eval_inner_steps": 3, "ways": 5, "shots": 1},
-    "maml-20way": {
+    "default": {"norm": "inductive", "queries": 15, "episodes": 1000, "ensemble": 1},
+    "maml": {**MAML, "eval_inner_steps": 3, "ways": 5},
+    "maml-20way": {**MAML, "eval_inner_steps": 5, "ways": 20},
+    "maml++": {
         "norm": "transductive",
-        "queries": 1,
         "episodes": 600,
-        "eval_inner_steps": 5,
-        "ways": 20,
-        "shots": 1,
+        "eval_inner_steps": 7,
+        "ensemble": 5,
+        "within_alphabet": False,
     },
-    "maml++": {"norm": "transductive", "episodes": 600, "eval_inner_steps": 7, "ensemble": 5},
-    "protonet": {"norm": "inductive", "queries": 15, "episodes": 1000},
-    "reptile": {"norm": "transductive", "queries": 1, "episodes": 10000, "eval_inner_steps": 50},
-    "reptile-inductive": {"norm": "inductive", "queries": 1, "episodes": 10000, "eval_inner_steps": 50},
+    "protonet": {"norm": "inductive", "queries": 15, "episodes": 1000, "ensemble": 1, "within_alphabet": False},
+    "reptile": {**REPTILE, "norm": "transductive"},
+    "reptile-inductive": {**REPTILE, "norm": "inductive"},
     "omniglot-challenge": {
         "dataset": "omniglot-challenge",
         "split": "official",
         "part": "test",
         "trained_on": "glyphs",
+        "trained_split": "vinyals",
         "ways": 20,
         "shots": 1,
         "queries": 1,
         "episodes": 20,
-        "within_alphabet": True,
+        "ensemble": 1,
         "episodes_from": "omniglot-challenge",
     },
 }
@@ -142,6 +160,7 @@ PRESETS = {
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_a_preset_changes_what_the_paper_says_and_nothing_else(name):
     own = dataclasses.replace(OWN, ways=7, shots=2, queries=4, train_inner_steps=7, norm="transductive", seed=3)
+    own = dataclasses.replace(own, ensemble=2, within_alphabet=True)
     assert PROTOCOLS[name](own) == dataclasses.replace(own, **PRESETS[name])
 
 
@@ -393,6 +412,8 @@ def test_a_protocol_says_which_number_does_not_fit(toys):
     # A learner without outputs takes any number of ways.
     assert with_protocol(own, dataclasses.replace(protocol, ways=12)).config.ways == 12
     assert with_protocol(own, protocol).evaluator is own.evaluator
+    # The toys' test classes are those of training, as MNIST's are.
+    assert seen_classes(own, protocol) is True
 
 
 def test_a_protocol_may_have_its_own_episodes(source, monkeypatch, tmp_path):
@@ -406,7 +427,7 @@ def test_a_protocol_may_have_its_own_episodes(source, monkeypatch, tmp_path):
 
     monkeypatch.setitem(protocols.FIXED, "fixed", fixed)
     own = dataclasses.replace(OWN, ways=3, shots=2, queries=2, episodes_from="fixed")
-    assert fingerprint(own) != fingerprint(dataclasses.replace(own, episodes_from="sampled"))
+    assert protocol_hash(own) != protocol_hash(dataclasses.replace(own, episodes_from="sampled"))
     with pytest.raises(DataError, match="give their folder by --data-dir"):
         protocols.episodes_of(own, toy(16))
     tasks = protocols.episodes_of(own, toy(16), tmp_path)
@@ -460,7 +481,10 @@ def test_a_result_says_how_it_was_got(runs, capsys):
     assert own.norm == own.measured == "transductive"
     result = told(capsys, "evaluate", runs / "normalised", "--protocol", "default", "--episodes", "4")
     assert (result["norm"], result["setting"], result["queries"], result["episodes"]) == ("inductive",) * 2 + (15, 4)
-    assert result["protocol"] != fingerprint(own) and result["trained_on"] == "glyphs"
+    assert result["protocol"] != protocol_hash(own) and result["trained_on"] == "glyphs"
+    assert result["fingerprint"] not in (result["protocol"], fingerprint(own))
+    # Glyphs have one division of their classes only, of which none is met twice; sinusoids have none.
+    assert (result["trained_split"], result["seen_classes"], one["seen_classes"]) == (None, False, None)
 
 
 def test_a_preset_that_does_not_fit_the_run(runs, capsys):
@@ -474,7 +498,7 @@ def test_a_preset_that_does_not_fit_the_run(runs, capsys):
 def test_another_dataset_of_the_same_size(runs, toys, capsys):
     options = ["evaluate", runs / "glyphs", "--episodes", "4", "--dataset"]
     result = told(capsys, *options, "toy28")
-    assert (result["dataset"], result["trained_on"]) == ("toy28", "glyphs")
+    assert (result["dataset"], result["trained_on"], result["seen_classes"]) == ("toy28", "glyphs", None)
     error = refused(capsys, *options, "toy16")
     assert "toy16 has images of 16x16x1, and the run was trained on 28x28x1 (glyphs)" in error
     assert "is regression, and the run was trained on classification" in refused(capsys, *options, "sinusoid")
@@ -495,7 +519,7 @@ def test_an_ensemble_on_the_command_line(runs, capsys):
 def test_two_runs_are_compared_on_the_same_tasks(runs, capsys):
     result = told(capsys, "compare", runs / "one", runs / "two")
     first, second = result["first"], result["second"]
-    assert result["metric"] == "mse" and result["paired"] and result["differing"] == {}
+    assert result["metric"] == "mse" and result["paired"] and result["differs"] == {}
     alone = told(capsys, "evaluate", runs / "two")
     assert all(second[key] == alone[key] for key in ("mse", "ci95", "protocol", "episodes_hash", "run"))
     assert all(first[key] == second[key] for key in ("protocol", "episodes_hash")) and first["mse"] != second["mse"]
@@ -509,7 +533,7 @@ def test_runs_that_are_judged_differently_are_refused_but_for_anyway(runs, capsy
     assert main(["compare", *map(str, pair), "--anyway", "--episodes", "5"]) == 0
     out, error = capsys.readouterr()
     result = json.loads(out)
-    assert result["differing"] == {"shots": [1, 7]} and not result["paired"] and "met different tasks" in error
+    assert result["differs"] == {"shots": [1, 7]} and not result["paired"] and "met different tasks" in error
     assert result["difference"] is None and result["first"]["mse"] > 0 and result["second"]["episodes"] == 5
 
 

@@ -27,7 +27,7 @@ from jaxmeta.data.pairs import Pairs, sample_pairs
 from jaxmeta.data.pools import ClassPool, DataError, Dataset
 from jaxmeta.data.quickdraw import load_quickdraw
 from jaxmeta.data.sinusoid import load_sinusoid, sample_sinusoids
-from jaxmeta.data.sources import fixed_source, sample_classification
+from jaxmeta.data.sources import fixed_source, number_of_tasks, sample_classification
 from jaxmeta.data.tiered_imagenet import load_tiered_imagenet
 from jaxmeta.data.vgg_flowers import load_vgg_flowers
 
@@ -138,6 +138,7 @@ __all__ = [
     "load_sinusoid",
     "load_vgg_flowers",
     "load_tiered_imagenet",
+    "number_of_tasks",
     "sample_classification",
     "sample_episode",
     "sample_episodes",

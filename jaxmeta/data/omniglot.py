@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmeta.data.cache import cache_dir, cached_dataset, read_dataset
-from jaxmeta.data.omniglot_splits import SPLITS, UPRIGHT_TESTS
+from jaxmeta.data.omniglot_splits import CHALLENGE_SPLITS, SPLITS
 from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe, with_rotations
 from jaxmeta.data.prepared import cache_file, file_hashes, find_prepared
 
@@ -101,7 +101,7 @@ def load_omniglot(
     pools, pool_names = {}, {}
     for part, chosen in SPLITS[split](names, seed).items():
         pool, of_pool = ClassPool(images[chosen], counts[chosen]), tuple(names[index] for index in chosen)
-        turned = rotations and (part == "train" or split not in UPRIGHT_TESTS)
+        turned = rotations and (part == "train" or split not in CHALLENGE_SPLITS)
         pools[part], pool_names[part] = with_rotations(pool, of_pool) if turned else (pool, of_pool)
     groups = {part: tuple(map(alphabet_of, of_part)) for part, of_part in pool_names.items()}
     return Dataset("omniglot", "classification", pools, pool_names, groups, DRAWINGS, base.origin)

@@ -147,8 +147,8 @@ SPLITS = {
     "small1": small1_split,
     "small2": small2_split,
 }
-# The challenge shows characters upright: turned ones serve its training only.
-UPRIGHT_TESTS = ("background", "small1", "small2")
+# Those that train on no alphabet of the challenge. It shows characters upright: turned ones serve its training only.
+CHALLENGE_SPLITS = ("background", "small1", "small2")
 
 
 def _challenge(names: tuple[str, ...], background: frozenset[str], held_out: set[str]) -> dict[str, np.ndarray]:

@@ -32,7 +32,7 @@ def fixed_source(episodes: Episode) -> TaskSource:
     """Make a source of tasks that are given, such as the runs of a published protocol.
 
     `sample` gives tasks first_task, first_task + 1, ... of them, whatever the key. Beyond the end it repeats the last
-    one, since evaluators draw whole chunks of tasks and cut: judge as many tasks as there are, not more.
+    one, since evaluators draw whole chunks of tasks and cut; they refuse to judge more tasks than there are.
 
     Args:
       episodes: The tasks, leaves `[tasks, ...]`.
@@ -58,6 +58,24 @@ def fixed_source(episodes: Episode) -> TaskSource:
     ways = int(max(targets.max(), episodes.query.targets.max())) + 1 if classes else 1
     sizes = (max(1, batch.weights.shape[1] // ways) for batch in episodes)
     return TaskSource(sample_fixed, episodes, EpisodeSpec(ways, *sizes))
+
+
+def number_of_tasks(source: TaskSource) -> int | None:
+    """Tell how many tasks a source has.
+
+    Args:
+      source: Where tasks come from.
+
+    Returns:
+      Their number; None where they are drawn, and there is no end to them.
+
+    Example:
+      >>> from jaxmeta.base import example_batch
+      >>> batch = jax.vmap(example_batch)(jnp.ones([3, 2, 2]), jnp.zeros([3, 2], jnp.int32))
+      >>> number_of_tasks(fixed_source(Episode(batch, batch)))
+      3
+    """
+    return jax.tree.leaves(source.pool)[0].shape[0] if source.sample is sample_fixed else None
 
 
 def sample_classification(

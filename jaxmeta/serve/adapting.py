@@ -13,7 +13,7 @@ from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.base import MetaLearner, PyTree
 from jaxmeta.calibration import Calibration
 from jaxmeta.config import Config, ConfigError, to_json
-from jaxmeta.data import ClassPool, Dataset
+from jaxmeta.data import Dataset
 from jaxmeta.data.pools import ImageRecipe
 from jaxmeta.folder import data_to_json, read_calibration, read_config, read_data
 from jaxmeta.nn import LoweringTable
@@ -21,7 +21,7 @@ from jaxmeta.parts import build
 from jaxmeta.serve.classifier import Classifier, make_adapt, make_forward, padded_support
 from jaxmeta.serve.files import Support
 from jaxmeta.serve.outputs import Served, tells_apart, ways_to_serve
-from jaxmeta.workspace import find_lowering, open_workspace, state_like
+from jaxmeta.workspace import find_lowering, open_workspace, stand_in, state_like
 
 
 class Opened(NamedTuple):
@@ -72,9 +72,7 @@ def open_run(run: Path) -> Opened:
     if dataset.recipe is None:
         raise ConfigError(f"The images of {dataset.name}, which {run} was trained on, are not made of image files.")
     lowering = find_lowering(run)
-    workspace = open_workspace(
-        dataclasses.replace(config, within_alphabet=False), lowering=lowering, dataset=_stand_in(dataset, config)
-    )
+    workspace = open_workspace(config, lowering=lowering, dataset=stand_in(dataset, config))
     restored = checkpoint.restore(run / "checkpoints", state_like(workspace), best=True)
     meta_params, state = restored.train_state.meta_params, restored.train_state.state
     known = dataset.recipe, lowering, meta_params, state, restored.step, workspace.norm, read_calibration(run)
@@ -159,12 +157,3 @@ def _origin(opened: Opened, served: Served, num_steps: int) -> dict[str, Any]:
         "made": served.made,
         "calibration": None if calibration is None else calibration._asdict(),
     }
-
-
-def _stand_in(dataset: Dataset, config: Config) -> Dataset:
-    """Give a dataset of black images in the place of that of training: for shapes, which are all that is asked."""
-    recipe, ways = dataset.recipe, max(config.ways, config.train_ways or 0)
-    assert recipe is not None
-    per_class = config.shots + max(config.queries, config.eval_queries)
-    pool = ClassPool(np.zeros([ways, per_class, *recipe[:3]], np.uint8), np.full(ways, per_class, np.int32))
-    return dataset._replace(splits=dict.fromkeys(("train", "validation", "test"), pool))
