@@ -53,12 +53,14 @@ from jaxmeta.base import (
     example_batch,
 )
 from jaxmeta.data import (
+    AUGMENTATIONS,
     DATASETS,
     ClassPool,
     Dataset,
     EpisodeSpec,
     Pairs,
     TaskSource,
+    augmented,
     challenge_source,
     fixed_source,
     load_challenge,
@@ -67,14 +69,17 @@ from jaxmeta.data import (
     load_mnist,
     load_omniglot,
     load_sinusoid,
+    on_host,
     sample_classification,
     sample_episode,
     sample_episodes,
     sample_pairs,
+    sample_varying,
     task_source,
     within_groups,
 )
 from jaxmeta.devices import make_mesh, place, state_shardings
+from jaxmeta.dispatch import compile_steps
 from jaxmeta.evaluate import evaluate, make_evaluator
 from jaxmeta.hausdorff import hausdorff_distance, hausdorff_error
 from jaxmeta.inner import (
@@ -112,7 +117,7 @@ from jaxmeta.nn import LoweringTable
 from jaxmeta.online import OnlineLearner, OnlineState, TaskBuffer, fit_online, follow_the_meta_leader
 from jaxmeta.population import Members, fit_population, init_population, make_population_evaluator, members
 from jaxmeta.protocols import PROTOCOLS, Protocol, ensemble_learner, episodes_hash, fingerprint
-from jaxmeta.train import compile_steps, fit, init_train_state, make_train_step
+from jaxmeta.train import fit, init_train_state, make_train_step
 from jaxmeta.verification import (
     Roc,
     area_under_roc,
@@ -127,6 +132,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ALGORITHMS",
+    "AUGMENTATIONS",
     "CRITERIA",
     "DATASETS",
     "ESTIMATORS",

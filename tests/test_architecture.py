@@ -28,6 +28,9 @@ ROOMS = [
     "checkpoint",
     "processes",
     "devices",
+    # What a pool on the host feeds, and the program that is fed.
+    "feed",
+    "dispatch",
     "train",
     "evaluate",
     "online",

@@ -29,7 +29,8 @@ from jaxmeta.plan import (
 )
 from jaxmeta.planning import plan_run
 from jaxmeta.presets import PRESETS
-from jaxmeta.train import compile_steps, fit, init_train_state
+from jaxmeta.dispatch import compile_steps
+from jaxmeta.train import fit, init_train_state
 from jaxmeta.workspace import make_state, open_workspace
 
 # Activations of a few MiB, compiled in no time.
