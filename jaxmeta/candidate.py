@@ -16,7 +16,7 @@ from jaxmeta.data import DATASETS, DataError, Dataset
 from jaxmeta.evaluate import make_evaluator
 from jaxmeta.judgement import examine, protocol_of
 from jaxmeta.parts import load_dataset, norm_in_use
-from jaxmeta.protocols import FIXED, PROTOCOLS, SAMPLED, Protocol, ensemble_learner, episodes_of
+from jaxmeta.protocols import DRAWN, FIXED, PROTOCOLS, Protocol, ensemble_learner, episodes_of
 from jaxmeta.workspace import Workspace, one_task, state_like, with_config
 
 
@@ -122,7 +122,7 @@ def requested(own: Protocol, config: Config, request: Request) -> Protocol:
         changes["checkpoint"] = "latest"
     if request.dataset is not None:
         check_name("dataset", request.dataset, DATASETS)
-    if request.dataset is not None and protocol.episodes_from != SAMPLED:
+    if request.dataset is not None and protocol.episodes_from not in DRAWN:
         raise ConfigError(f"--protocol {request.preset} has tasks of its own: leave out --dataset {request.dataset}.")
     if request.dataset not in (None, own.dataset):
         # Only omniglot has more than one split, and its first is what the default names.
@@ -162,7 +162,7 @@ def with_protocol(
     )
     _check_head(own, protocol)
     dataset = own.dataset
-    if protocol.trained_on and protocol.episodes_from == SAMPLED:
+    if protocol.trained_on and protocol.episodes_from in DRAWN:
         config = dataclasses.replace(config, dataset=protocol.dataset, split=protocol.split, data_dir=data_dir)
         dataset = load_dataset(config)
         _check_images(own.dataset, dataset)
@@ -172,7 +172,7 @@ def with_protocol(
         # The dataset first: the parts are made for its kind of tasks.
         workspace = with_config(own._replace(dataset=dataset), config, mesh)
     try:
-        source = episodes_of(protocol, dataset, data_dir)
+        source = episodes_of(protocol, dataset, data_dir, own.pool)
     except DataError:
         raise
     except ValueError as error:

@@ -126,10 +126,13 @@ def _train(arguments: list[str]) -> None:
         if several:
             if options.machine.plan != Machine.plan or options.machine.memory_mib is not None:
                 raise ConfigError("--plan and --memory-mib are for a single run: leave them out, or --seeds.")
+            if options.machine.pool == "host":
+                raise ConfigError("--pool host is for a single run: leave it out, or --seeds and --inner-lrs.")
             if place.resume:
                 raise ConfigError("--seeds and --inner-lrs begin anew; each of their runs can be resumed by itself.")
             return _print_result(train_sweep(config, out, **vars(options.sweep), mesh=mesh))
-        limits = {"search": options.machine.plan == "auto", "memory_mib": options.machine.memory_mib}
+        machine = options.machine
+        limits = {"search": machine.plan == "auto", "memory_mib": machine.memory_mib, "pool": machine.pool}
         result = train_run(config, out, resume=place.resume, mesh=mesh, **limits)
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
@@ -158,6 +161,7 @@ def _plan(arguments: list[str]) -> None:
         search=options.machine.plan == "auto",
         memory_mib=options.machine.memory_mib,
         lowerings=options.lowerings,
+        pool=options.machine.pool,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
     if is_first():

@@ -74,7 +74,7 @@ def steps_at_once(source: TaskSource, num_tasks: int, steps_per_call: int) -> in
     """Tell how many outer steps a dispatch computes: of a fed source as many as its images may take memory."""
     if not is_fed(source):
         return steps_per_call
-    choose = chooser_of(source.sample)
+    choose = _chooser(source)
     chosen = jax.eval_shape(lambda key: choose(key, source.pool, source.spec, num_tasks), jax.random.key(0))
     images = sum(batch.weights.size for batch in chosen)
     return max(1, min(steps_per_call, MOST_BYTES // (images * math.prod(source.pool.images.shape[2:]))))
@@ -111,7 +111,7 @@ def pools_of_steps(
     tasks = num_tasks if mesh is None else math.ceil(num_tasks / mesh.shape[devices.TASKS]) * mesh.shape[devices.TASKS]
 
     def read(step: int):
-        chosen = _choose_steps(chooser_of(source.sample), source.spec, tasks, at_once, key, pool, np.int32(step))
+        chosen = _choose_steps(_chooser(source), source.spec, tasks, at_once, key, pool, np.int32(step))
         return source.pool._replace(images=_send(chosen, images, mesh))
 
     with read_ahead(read, first_steps) as pools:
@@ -129,7 +129,7 @@ def pools_of_tasks(
     images, (key, pool) = source.pool.images, _for_choosing(key, source.pool)
 
     def read(first_task: int):
-        chosen = _choose_tasks(chooser_of(source.sample), source.spec, num_tasks, key, pool, np.int32(first_task))
+        chosen = _choose_tasks(_chooser(source), source.spec, num_tasks, key, pool, np.int32(first_task))
         return source.pool._replace(images=_send(chosen, images, mesh))
 
     with read_ahead(read, first_tasks) as pools:
@@ -177,6 +177,12 @@ def read_ahead(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
+def _chooser(source: TaskSource) -> Callable[..., Episode]:
+    choose = chooser_of(source.sample)
+    assert choose is not None, "asked of a source that is not fed"
+    return choose
+
+
 def _for_choosing(key: Key, pool):
     """Put what tasks are chosen from onto the host's own processor, where JAX has it."""
     try:
@@ -214,8 +220,12 @@ def _send(places: tuple[jax.Array, jax.Array], images: HostImages, mesh: Mesh | 
         if mesh is None:
             return jax.device_put(images.read(chosen))
         shape, sharding = (*chosen.shape[:-1], *images.shape[2:]), NamedSharding(mesh, devices.OF_READ_IMAGES)
+
+        def of_device(index: Any) -> np.ndarray:
+            return images.read(chosen[index[:2]])
+
         # Each process reads the tasks of its own devices only.
-        return jax.make_array_from_callback(shape, sharding, lambda index: images.read(chosen[index[:2]]))
+        return jax.make_array_from_callback(shape, sharding, of_device)
 
     support, query = jax.device_get(places)
     return ReadImages(send(support), send(query), np.int32(0), images.shape)

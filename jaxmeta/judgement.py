@@ -14,8 +14,8 @@ from jaxmeta.base import Evaluation, MetaLearner, TrainState
 from jaxmeta.check import leak_test
 from jaxmeta.check.leak import TOLERANCE
 from jaxmeta.config import ConfigError
-from jaxmeta.data import EpisodeSpec, TaskSource, check_spec
-from jaxmeta.protocols import SAMPLED, Protocol, episodes_hash, evaluation_key, fingerprint
+from jaxmeta.data import EpisodeSpec, TaskSource, check_spec, check_varying
+from jaxmeta.protocols import DRAWN, SAMPLED, VARYING, Protocol, episodes_hash, evaluation_key, fingerprint
 from jaxmeta.workspace import Workspace, one_task
 
 # What rounding in another order changes: more, where products are rounded to 10 bits or to 7.
@@ -37,6 +37,7 @@ def protocol_of(workspace: Workspace, part: str = "test") -> Protocol:
         within_alphabet=config.within_alphabet,
         norm=workspace.norm,
         episodes=config.eval_episodes,
+        episodes_from=VARYING if config.episodes == "varying" else SAMPLED,
     )
 
 
@@ -75,13 +76,14 @@ def source_of(workspace: Workspace, protocol: Protocol) -> TaskSource:
     Raises:
       ConfigError: if the data cannot serve them.
     """
-    if protocol.episodes_from != SAMPLED:
+    if protocol.episodes_from not in DRAWN:
         return workspace.sources[protocol.part]
     # Tasks as for the test, also of the training classes, which a learner may have met in another way.
     pool, spec = workspace.sources[protocol.part].pool, EpisodeSpec(protocol.ways, protocol.shots, protocol.queries)
     if workspace.dataset.kind == "classification":
         try:
-            check_spec(spec, pool, f"split {protocol.part!r} of {protocol.dataset}")
+            check = check_varying if protocol.episodes_from == VARYING else check_spec
+            check(spec, pool, f"split {protocol.part!r} of {protocol.dataset}")
         except ValueError as error:
             raise ConfigError(str(error)) from error
     return workspace.sources["test"]._replace(pool=pool, spec=spec)
@@ -130,6 +132,7 @@ def describe(
     config, estimate = workspace.config, evaluation.metrics[workspace.headline]
     described = ("dataset", "algorithm", "metagrad", "estimator", "model", "ways", "shots", "inner_steps")
     described += ("within_alphabet",) if config.within_alphabet else ()
+    described += ("augment",) if config.augment else ()
     # JSON knows no infinity: a diverged adaptation is null.
     mean, ci95 = (value if np.isfinite(value) else None for value in (estimate.mean, estimate.ci95))
     return {
@@ -142,6 +145,7 @@ def describe(
         "metagrad": config.metagrad if "metagrad" in options_of(ALGORITHMS[config.algorithm]) else None,
         "eval_inner_steps": config.eval_inner_steps,
         "queries": config.eval_queries,
+        **({"episodes_from": VARYING} if protocol.episodes_from == VARYING else {}),
         "norm": workspace.norm,
         "setting": protocol.measured,
         "ensemble": protocol.ensemble,

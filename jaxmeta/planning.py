@@ -178,6 +178,7 @@ def show_plan(
     search: bool = True,
     memory_mib: int | None = None,
     lowerings: bool = False,
+    pool: str = "auto",
     say: Callable[[str], None] = lambda text: None,
 ) -> str:
     """Plan a run without training, and show what was tried.
@@ -189,6 +190,7 @@ def show_plan(
       memory_mib: MiB that a device may use; None for what is at hand.
       lowerings: Also measure how each convolution of the step is computed best, as configured and as
         planned, and keep that for all runs on this kind of device.
+      pool: Where the images are kept: "device", "host", or "auto": on the device if they fit there.
       say: Told what goes on.
 
     Returns:
@@ -197,7 +199,7 @@ def show_plan(
     Raises:
       ConfigError: if nothing fits.
     """
-    workspace = open_workspace(config, mesh, find_lowering())
+    workspace = open_workspace(config, mesh, find_lowering(), pool=pool, memory_mib=memory_mib)
     trace_step(workspace)
     key_init, key_train = jax.random.split(jax.random.key(config.seed))
     limits = {"mesh": mesh, "search": search, "memory_mib": memory_mib, "say": say}

@@ -188,15 +188,15 @@ def fit(
     """
     train_state, source = put(train_state, source, mesh)
     options = {"num_tasks": num_tasks, "mesh": mesh}
-    if program is None:
-        program = jit_steps(train_step, train_state, source, steps_per_call=steps_per_call, **options)
+    run = jit_steps(train_step, train_state, source, steps_per_call=steps_per_call, **options)
+    run = run if program is None else program
     step, rows = int(train_state.step), []
     at_once = feed.steps_at_once(source, num_tasks, steps_per_call)
     dispatches = list(split_steps(step, num_steps, steps_per_call, at_once))
     starts = [first for first, _ in dispatches]
     with feed.pools_of_steps(source, key, starts, at_once=at_once, **options) as pools:
         for (step, length), pool in zip(dispatches, pools, strict=False):
-            train_state, metrics = program(train_state, pool, key, np.int32(length))
+            train_state, metrics = run(train_state, pool, key, np.int32(length))
             metrics = jax.tree.map(itemgetter(slice(length)), jax.device_get(metrics))
             _refuse_nonfinite(metrics["nonfinite"], step)
             rows.append(metrics)

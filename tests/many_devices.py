@@ -11,8 +11,8 @@ from jax import export
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxmeta as jm
-from conftest import tiny_model
-from jaxmeta import devices
+from conftest import flat_model, tiny_model
+from jaxmeta import devices, feed
 
 OPTIMIZER = optax.adam(1e-2)
 SINES = jm.task_source(jm.load_sinusoid(), "train", jm.EpisodeSpec(1, 5, 5))
@@ -149,6 +149,28 @@ def population() -> dict:
     return {"error": distance(*states), "members": states[1].step.shape[0]}
 
 
+def host_pool() -> dict:
+    """Images read ahead for four devices; five tasks, so that one place of two is filled up."""
+    mesh, learner, key = jm.make_mesh(4), jm.maml(flat_model(), inner_optimizer=optax.sgd(0.1)), jax.random.key(3)
+    on_devices, results = images(), []
+    on_host = on_devices._replace(pool=jm.on_host(jax.device_get(on_devices.pool)))
+    for source in (on_devices, on_host):
+        state = jm.init_train_state(key, learner, OPTIMIZER, source, num_tasks=5)
+        step = jm.make_train_step(learner, OPTIMIZER, mesh=mesh)
+        state = jm.fit(step, state, source, key, num_tasks=5, num_steps=5, steps_per_call=2, mesh=mesh)
+        evaluator = jm.make_evaluator(learner, jm.CRITERIA["classification"], task_chunk=1, mesh=mesh)
+        judged = evaluator(state.meta_params, state.state, source, key, 6)
+        results.append(jax.device_get((state, judged.metrics["loss"].per_task)))
+    with feed.pools_of_tasks(on_host, key, [0], num_tasks=8, mesh=mesh) as pools:
+        shards = next(pools).images.query.addressable_shards
+    training, judgement = zip(*results, strict=True)
+    return {
+        "same_training": all(np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, training), strict=True)),
+        "same_judgement": bool(np.array_equal(*judgement)),
+        "sent": [shard.data.shape[1] for shard in shards],
+    }
+
+
 def divided_work() -> dict:
     """Eight chunks everywhere: of 8 tasks on one device, of 1 on each of eight."""
     learner, mesh, key = sine_learner((64, 64)), jm.make_mesh(8), jax.random.key(0)
@@ -219,6 +241,7 @@ if __name__ == "__main__":
         poisoned_padding,
         whole_training,
         population,
+        host_pool,
         divided_work,
         divided_sampling,
         divided_model,
