@@ -24,28 +24,33 @@ from jaxmeta import (
 from jaxmeta.data import check_varying
 from jaxmeta.data.varying import _sizes, choose_varying
 
+# Few, since each is compiled: fewer ways than the fewest of the paper, an image of each class, and plenty.
+SPECS = (EpisodeSpec(3, 4, 2), EpisodeSpec(6, 1, 1), EpisodeSpec(8, 8, 5))
+draw = jax.jit(choose_varying, static_argnums=(2, 3))
 
-def counted_pool(counts) -> ClassPool:
+
+def counted_pool(counts, per_class=None) -> ClassPool:
     """A pool of which only the numbers of images matter."""
-    return ClassPool(np.zeros([len(counts), max(counts), 1, 1, 1], np.uint8), np.asarray(counts, np.int32))
+    per_class = max(counts) if per_class is None else per_class
+    return ClassPool(np.zeros([len(counts), per_class, 1, 1, 1], np.uint8), np.asarray(counts, np.int32))
 
 
 def drawn(pool, spec, seed, num_tasks=8):
     """Choose tasks; give for each the real places and targets of support and query."""
-    chosen = jax.jit(choose_varying, static_argnums=(2, 3))(jax.random.key(seed), pool, spec, num_tasks)
+    chosen = draw(jax.random.key(seed), pool, spec, num_tasks)
     for task in range(num_tasks):
         episode = jax.tree.map(lambda leaf, task=task: np.asarray(leaf[task]), chosen)
         yield [(batch.inputs[batch.weights == 1], batch.targets[batch.weights == 1]) for batch in episode], episode
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
-    counts=st.lists(st.integers(2, 30), min_size=6, max_size=12),
-    spec=st.builds(EpisodeSpec, st.integers(2, 6), st.integers(1, 8), st.integers(1, 5)),
+    counts=st.lists(st.integers(2, 30), min_size=9, max_size=9),
+    spec=st.sampled_from(SPECS),
     seed=st.integers(0, 1000),
 )
 def test_sizes_are_those_of_meta_dataset(counts, spec, seed):
-    pool = counted_pool(counts)
+    pool = counted_pool(counts, per_class=30)
     check_varying(spec, pool)
     for ((places, targets), (query_places, query_targets)), episode in drawn(pool, spec, seed):
         ways = len(set(targets))
@@ -70,10 +75,10 @@ def test_ways_are_uniform_and_shots_follow_the_formula():
     """The sizes again, from the numbers drawn, by the paper's formula in floating point."""
     spec, counts = EpisodeSpec(8, 10, 4), jnp.array([20, 40, 15, 60, 25, 30, 90, 110])
     keys = jax.random.split(jax.random.key(0), 4000)
-    queries, shots = jax.vmap(lambda key: _sizes(key, counts, spec, 110))(keys)
+    queries, shots = jax.jit(jax.vmap(lambda key: _sizes(key, counts, spec, 110)))(keys)
     ways = np.asarray((shots > 0).sum(1))
     assert np.bincount(ways)[5:].min() > 0.22 * 4000 and (np.asarray(queries) == 4).all()
-    for key, task_ways, given in list(zip(keys, ways, np.asarray(shots), strict=True))[:100]:
+    for key, task_ways, drawn_shots in list(zip(keys, ways, np.asarray(shots), strict=True))[:50]:
         key_beta, key_imbalance = jax.random.split(key, 3)[1:]
         beta = int(jax.random.randint(key_beta, [], 1, 2**16 + 1)) / 2**16
         level = np.asarray(jax.random.randint(key_imbalance, [8], 0, 1024))
@@ -82,20 +87,22 @@ def test_ways_are_uniform_and_shots_follow_the_formula():
         shares = np.exp(np.log(0.5) + level[:task_ways] * np.log(4) / 1024) * images
         wanted = np.minimum(np.floor(shares / shares.sum() * (size - task_ways)) + 1, images - 4)
         # exp(a) is rounded to 1/256: at the edge of a whole number that is one image.
-        assert np.abs(wanted - given[:task_ways]).max() <= 1 and (wanted == given[:task_ways]).mean() > 0.5
+        wrong = np.abs(wanted - drawn_shots[:task_ways])
+        assert wrong.max() <= 1 and wrong.mean() < 0.5
 
 
 def test_large_classes_do_not_overflow():
     """At the numbers of the paper: shares of 50 classes of ImageNet's size, in 32 bits."""
     spec, counts = EpisodeSpec(50, 10, 10), jnp.full([50], 1300)
-    _, shots = jax.vmap(lambda key: _sizes(key, counts, spec, 1300))(jax.random.split(jax.random.key(0), 200))
+    _, shots = jax.jit(jax.vmap(lambda key: _sizes(key, counts, spec, 1300)))(jax.random.split(jax.random.key(0), 200))
     total = np.asarray(shots).sum(1)
     assert (total <= 500).all() and total.max() > 450 and (np.asarray(shots) >= 0).all()
 
 
 def test_tasks_are_a_function_of_key_and_number(pool):
     spec, key = EpisodeSpec(6, 2, 3), jax.random.key(1)
-    whole, part = sample_varying(key, pool, spec, 6), sample_varying(key, pool, spec, 2, first_task=3)
+    sample = jax.jit(sample_varying, static_argnums=(2, 3))
+    whole, part = sample(key, pool, spec, 6), sample(key, pool, spec, 2, first_task=3)
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
         np.testing.assert_array_equal(one[3:5], other)
     check_episode(whole, num_task_axes=1)
@@ -103,7 +110,8 @@ def test_tasks_are_a_function_of_key_and_number(pool):
 
 def padded_and_not(pool):
     """One task as it is drawn, and the same without its padding."""
-    episodes = sample_varying(jax.random.key(2), pool, EpisodeSpec(8, 3, 3), 1)
+    sample = jax.jit(sample_varying, static_argnums=(2, 3))
+    episodes = sample(jax.random.key(2), pool, EpisodeSpec(8, 3, 3), 1)
     padded = jax.tree.map(lambda leaf: leaf[0], episodes)
     bare = Episode(*(jax.tree.map(lambda leaf, b=batch: leaf[np.asarray(b.weights) == 1], batch) for batch in padded))
     assert all(len(b.weights) < len(p.weights) for b, p in zip(bare, padded, strict=True))
@@ -136,8 +144,9 @@ def test_nothing_is_compiled_again_for_another_size(pool):
     state = init_train_state(jax.random.key(0), learner, optimizer, source, num_tasks=3)
     step = jax.jit(make_train_step(learner, optimizer))
     sizes = set()
+    sample = jax.jit(lambda key: source.sample(key, source.pool, source.spec, 3))
     for seed in range(3):
-        episodes = source.sample(jax.random.key(seed), source.pool, source.spec, 3)
+        episodes = sample(jax.random.key(seed))
         sizes |= set(np.asarray(episodes.support.weights.sum(1)).tolist())
         state, metrics = step(state, episodes, jax.random.key(seed))
         assert np.isfinite(metrics["loss"])
