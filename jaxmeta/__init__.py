@@ -54,12 +54,14 @@ from jaxmeta.base import (
 )
 from jaxmeta.calibration import calibrate, expected_calibration_error, fit_temperature
 from jaxmeta.data import (
+    AUGMENTATIONS,
     DATASETS,
     ClassPool,
     Dataset,
     EpisodeSpec,
     Pairs,
     TaskSource,
+    augmented,
     challenge_source,
     divide_classes,
     fixed_source,
@@ -82,14 +84,17 @@ from jaxmeta.data import (
     load_sinusoid,
     load_tiered_imagenet,
     load_vgg_flowers,
+    on_host,
     sample_classification,
     sample_episode,
     sample_episodes,
     sample_pairs,
+    sample_varying,
     task_source,
     within_groups,
 )
 from jaxmeta.devices import make_mesh, place, state_shardings
+from jaxmeta.dispatch import compile_steps
 from jaxmeta.ensemble import ensemble_learner
 from jaxmeta.evaluate import evaluate, make_evaluator
 from jaxmeta.hausdorff import hausdorff_distance, hausdorff_error
@@ -130,7 +135,7 @@ from jaxmeta.paper_protocols import PROTOCOLS
 from jaxmeta.population import Members, fit_population, init_population, make_population_evaluator, members
 from jaxmeta.protocols import Protocol, episodes_hash, fingerprint, protocol_hash
 from jaxmeta.serve import Classifier, adapt_run, load_classifier
-from jaxmeta.train import compile_steps, fit, init_train_state, make_train_step
+from jaxmeta.train import fit, init_train_state, make_train_step
 from jaxmeta.verification import (
     Roc,
     area_under_roc,
@@ -145,6 +150,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ALGORITHMS",
+    "AUGMENTATIONS",
     "CRITERIA",
     "DATASETS",
     "ESTIMATORS",
@@ -184,6 +190,7 @@ __all__ = [
     "accuracy",
     "adapt_run",
     "anil",
+    "augmented",
     "area_under_roc",
     "baseline",
     "baseline_plus_plus",
@@ -280,6 +287,7 @@ __all__ = [
     "mlp",
     "nearest",
     "neumann",
+    "on_host",
     "options_of",
     "paired_difference",
     "pes",
@@ -296,6 +304,7 @@ __all__ = [
     "sample_episode",
     "sample_episodes",
     "sample_pairs",
+    "sample_varying",
     "scale_by_rates",
     "siamese",
     "scratch",

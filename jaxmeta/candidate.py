@@ -18,7 +18,7 @@ from jaxmeta.evaluate import make_evaluator
 from jaxmeta.folder import check_classes, read_config, read_data
 from jaxmeta.judgement import describe, examine, protocol_of
 from jaxmeta.parts import load_dataset, norm_in_use
-from jaxmeta.protocols import SAMPLED, Protocol, episodes_of
+from jaxmeta.protocols import DRAWN, Protocol, episodes_of
 from jaxmeta.request import Request, is_elsewhere, own_config, requested
 from jaxmeta.workspace import Workspace, find_lowering, one_task, open_workspace, stand_in, state_like, with_config
 
@@ -86,7 +86,7 @@ def make_ready(own: Workspace, out: Path, request: Request, mesh: Mesh | None = 
     protocol = requested(protocol_of(own, request.part), own.config, request)
     workspace = with_protocol(own, protocol, data_dir=request.data_dir, mesh=mesh)
     protocol = dataclasses.replace(protocol, norm=workspace.norm)
-    if protocol.trained_on and protocol.episodes_from == SAMPLED:
+    if protocol.trained_on and protocol.episodes_from in DRAWN:
         # A folder is asked for by its path, and told by what is in it.
         protocol = dataclasses.replace(protocol, dataset=workspace.dataset.name)
     restored = _restored(own, out, protocol)
@@ -133,7 +133,7 @@ def with_protocol(
     )
     _check_head(own, protocol)
     dataset = own.dataset
-    if protocol.trained_on and protocol.episodes_from == SAMPLED:
+    if protocol.trained_on and protocol.episodes_from in DRAWN:
         config = dataclasses.replace(config, dataset=protocol.dataset, split=protocol.split, data_dir=data_dir)
         dataset = load_dataset(config, like=own.dataset.recipe)
         _check_kind(own.dataset, dataset)
@@ -148,7 +148,7 @@ def with_protocol(
         # The dataset first: the parts are made for its kind of tasks.
         workspace = with_config(own._replace(dataset=dataset), config, mesh)
     try:
-        source = episodes_of(protocol, dataset, data_dir)
+        source = episodes_of(protocol, dataset, data_dir, own.pool)
     except DataError:
         raise
     except ValueError as error:

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 import tyro
@@ -24,11 +25,12 @@ from jaxmeta.inner import INNER_OPTIMIZERS
 from jaxmeta.machine import Machine, open_mesh
 from jaxmeta.metagrad import ESTIMATORS, METAGRADS
 from jaxmeta.models import MODELS
-from jaxmeta.options import BenchOptions, CompareOptions, EvaluateOptions, PlanOptions, SweepOptions, TrainOptions
+from jaxmeta.options import BenchOptions, PlanOptions, SweepOptions, TrainOptions
 from jaxmeta.paper_protocols import PROTOCOLS
 from jaxmeta.parts import is_convolutional
 from jaxmeta.presets import PRESETS
 from jaxmeta.processes import is_first, is_joined, leave
+from jaxmeta.run_commands import compare_command, evaluate_command, serve_command
 from jaxmeta.start import default_out, refuse_changes, split_preset, stored_config
 
 USAGE = """\
@@ -64,10 +66,10 @@ def main(arguments: list[str] | None = None) -> int:
     commands = {
         "train": _train,
         "plan": _plan,
-        "evaluate": _evaluate,
-        "compare": _compare,
-        "adapt": partial(_serve, "adapt"),
-        "predict": partial(_serve, "predict"),
+        "evaluate": _printed(evaluate_command),
+        "compare": _printed(compare_command),
+        "adapt": _printed(partial(serve_command, "adapt")),
+        "predict": _printed(partial(serve_command, "predict")),
         "bench": _bench,
         "data": run_data_command,
         "list": _list,
@@ -134,10 +136,13 @@ def _train(arguments: list[str]) -> None:
         if several:
             if options.machine.plan != Machine.plan or options.machine.memory_mib is not None:
                 raise ConfigError("--plan and --memory-mib are for a single run: leave them out, or --seeds.")
+            if options.machine.pool == "host":
+                raise ConfigError("--pool host is for a single run: leave it out, or --seeds and --inner-lrs.")
             if place.resume:
                 raise ConfigError("--seeds and --inner-lrs begin anew; each of their runs can be resumed by itself.")
             return _print_result(train_sweep(config, out, **vars(options.sweep), mesh=mesh))
-        limits = {"search": options.machine.plan == "auto", "memory_mib": options.machine.memory_mib}
+        machine = options.machine
+        limits = {"search": machine.plan == "auto", "memory_mib": machine.memory_mib, "pool": machine.pool}
         result = train_run(config, out, resume=place.resume, mesh=mesh, **limits)
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
@@ -166,70 +171,11 @@ def _plan(arguments: list[str]) -> None:
         search=options.machine.plan == "auto",
         memory_mib=options.machine.memory_mib,
         lowerings=options.lowerings,
+        pool=options.machine.pool,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
     if is_first():
         print(table)
-
-
-def _evaluate(arguments: list[str]) -> None:
-    from jaxmeta.folder import read_config
-    from jaxmeta.run import evaluate_run
-
-    options = tyro.cli(EvaluateOptions, args=arguments, prog="jaxmeta evaluate")
-    check_name("split", options.split, ("test", "validation", "train"))
-    _check_least(options, episodes=2, eval_inner_steps=0, ensemble=1, ways=1, shots=1)
-    config = read_config(options.run)
-    result = evaluate_run(
-        options.run,
-        episodes=options.episodes,
-        inner_steps=options.eval_inner_steps,
-        split=options.split,
-        latest=options.latest,
-        data_dir=options.data_dir,
-        mesh=open_mesh(Machine(), config.eval_episodes, divide_cpu=is_convolutional(config)),
-        protocol=options.protocol,
-        ensemble=options.ensemble,
-        dataset=options.dataset,
-        ways=options.ways,
-        shots=options.shots,
-    )
-    for step in result["damaged_checkpoints"]:
-        print(f"checkpoint of step {step} is damaged and was passed over", file=sys.stderr)
-    _print_result(result)
-
-
-def _compare(arguments: list[str]) -> None:
-    from jaxmeta.compare import compare_runs
-    from jaxmeta.folder import read_config
-
-    options = tyro.cli(CompareOptions, args=arguments, prog="jaxmeta compare")
-    _check_least(options, episodes=2)
-    config = read_config(options.first)
-    mesh = open_mesh(Machine(), config.eval_episodes, divide_cpu=is_convolutional(config))
-    result = compare_runs(**vars(options), mesh=mesh)
-    if not result["paired"]:
-        print("the two runs met different tasks, so that no difference between them is given", file=sys.stderr)
-    _print_result(result)
-
-
-def _serve(command: str, arguments: list[str]) -> None:
-    from jaxmeta.options import AdaptOptions, PredictOptions
-    from jaxmeta.serve import commands
-
-    kind = {"adapt": AdaptOptions, "predict": PredictOptions}[command]
-    options = tyro.cli(kind, args=arguments, prog=f"jaxmeta {command}")
-    result = getattr(commands, command)(**vars(options))
-    for sentence in (*result["notes"], *(f"skipped: {sentence}" for sentence in result["skipped"])):
-        print(sentence, file=sys.stderr)
-    _print_result(result)
-
-
-def _check_least(options, **least: int) -> None:
-    for name, number in least.items():
-        value = getattr(options, name)
-        if value is not None and value < number:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {number}; given {value}.")
 
 
 def _bench(arguments: list[str]) -> None:
@@ -292,6 +238,10 @@ def _prepare_jax() -> None:
 
 def _print_result(result: dict) -> None:
     print(json.dumps(result))
+
+
+def _printed(command: Callable[[list[str]], dict]) -> Callable[[list[str]], None]:
+    return lambda arguments: _print_result(command(arguments))
 
 
 def _fail(code: int, message: str) -> int:

@@ -9,13 +9,14 @@ from typing import Annotated, Any
 import tyro
 
 from jaxmeta.algorithms import ALGORITHMS, NORMS, options_of
-from jaxmeta.data import DATASET_NAMES, DATASETS, split_name
+from jaxmeta.data import AUGMENTATIONS, DATASET_NAMES, DATASETS, split_name
 from jaxmeta.inner import INNER_OPTIMIZERS
 from jaxmeta.metagrad import ESTIMATORS, METAGRADS
 from jaxmeta.models import MODELS, PRECISIONS
 
 SCHEDULES = ("constant", "cosine", "linear")
 OUTER_OPTIMIZERS = ("adam", "sgd")
+EPISODES = ("fixed", "varying")
 # The least value of a whole number, where it is not 1. An interval needs two tasks.
 LEAST = {"seed": 0, "context": 0, "inner_steps": 0, "eval_inner_steps": 0, "validation_episodes": 2, "eval_episodes": 2}
 LEAST |= {"image_size": 8}
@@ -24,7 +25,7 @@ MAY_BE_ZERO = {"proximal"}
 
 
 # Options that runs of earlier versions did not have, with what they did.
-ADDED_LATER = {"keep_best": 1, "image_size": None}
+ADDED_LATER = {"keep_best": 1, "image_size": None, "episodes": "fixed", "augment": ()}
 
 
 class ConfigError(ValueError):
@@ -69,6 +70,16 @@ class Config:
     shots: Annotated[int, tyro.conf.arg(help="Support examples of each class.")] = 1
     queries: Annotated[int, tyro.conf.arg(help="Query examples of each class in training.")] = 1
     eval_queries: Annotated[int, tyro.conf.arg(help="Query examples of each class in evaluation.")] = 15
+    episodes: Annotated[
+        str,
+        tyro.conf.arg(
+            help="Whether all tasks have one size (fixed), or ways and shots vary as in Meta-Dataset (varying): then "
+            "--ways and the queries are the most there may be, and ways * shots the most support examples together."
+        ),
+    ] = "fixed"
+    augment: Annotated[
+        tuple[str, ...], _choice(AUGMENTATIONS, "Changes of the training tasks, made in this order.")
+    ] = ()
     inner_steps: Annotated[int, tyro.conf.arg(help="Gradient steps of the inner loop in training.")] = 1
     eval_inner_steps: Annotated[int, tyro.conf.arg(help="Gradient steps of the inner loop in evaluation.")] = 3
     inner_lr: Annotated[float, tyro.conf.arg(help="Learning rate of the inner loop.")] = 0.4
@@ -123,10 +134,13 @@ def check_config(config: Config) -> None:
         "norm": NORMS,
         "outer_optimizer": OUTER_OPTIMIZERS,
         "outer_schedule": SCHEDULES,
+        "episodes": EPISODES,
     }
     check_dataset(config.dataset)
     for field, table in tables.items():
         check_name(field.replace("_", " "), getattr(config, field), table)
+    for name in config.augment:
+        check_name("augmentation", name, AUGMENTATIONS)
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), "--" + field.name.replace("_", "-")
         least = LEAST.get(field.name, 1)
@@ -162,7 +176,16 @@ def _refuse_idle(config: Config) -> None:
         raise ConfigError(f"--dataset sinusoid reads no data: leave out --data-dir; given {config.data_dir}.")
     if config.estimator in ("evolution", "pes") and config.metagrad != Config.metagrad:
         raise ConfigError(f"--estimator {config.estimator} differentiates nothing: leave out --metagrad.")
+    if config.dataset == "sinusoid" and (config.augment or config.episodes != Config.episodes):
+        raise ConfigError("--augment and --episodes varying are for images: leave them out with --dataset sinusoid.")
+    if config.within_alphabet and config.episodes == "varying":
+        raise ConfigError("--episodes varying draws the classes of a task from all: leave out --within-alphabet.")
     takes = options_of(ALGORITHMS[config.algorithm])
+    if "turn" in config.augment and "classes" in takes:
+        raise ConfigError(
+            f"--augment turn makes other classes of the images, and --algorithm {config.algorithm} learns those of the "
+            "dataset: leave it out."
+        )
     for name in ("metagrad", "inner_optimizer", "proximal", "log_grad_norms"):
         value = getattr(config, name)
         if name not in takes and value != getattr(Config, name):
@@ -239,6 +262,8 @@ def from_json(values: dict[str, Any]) -> Config:
     """
     defaults = vars(Config())
     values = {**ADDED_LATER, **values}
+    # JSON knows no tuples.
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     if set(values) != set(defaults):
         odd = sorted(set(values) ^ set(defaults))
         raise ConfigError(f"The stored configuration is damaged or of another version: see {', '.join(odd)}.")

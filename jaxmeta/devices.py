@@ -14,9 +14,12 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmeta.base import PyTree, TrainState
+from jaxmeta.data.lookup import ReadImages
 from jaxmeta.metagrad.leaves import is_float
 
 TASKS, MODEL = "tasks", "model"
+# Images read ahead are `[steps, tasks, ...]`.
+OF_READ_IMAGES = PartitionSpec(None, TASKS)
 
 
 def make_mesh(num_devices: int | None = None, *, model_devices: int = 1) -> Mesh:
@@ -154,7 +157,20 @@ def sample_on_each_device(sample: Callable, spec: Any, num_tasks: int, mesh: Mes
     def draw(key, pool):
         return sample(key, pool, spec, count, first_task=jax.lax.axis_index(TASKS) * count)
 
-    return on_each_device(draw, mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(TASKS))
+    def draw_all(key, pool):
+        specs = PartitionSpec(), pool_specs(pool)
+        return on_each_device(draw, mesh, in_specs=specs, out_specs=PartitionSpec(TASKS))(key, pool)
+
+    return draw_all
+
+
+def pool_specs(pool: Any) -> Any:
+    """Tell how a pool lies on the `tasks` axis: every device has the whole, but of images read ahead its own tasks'."""
+    images = getattr(pool, "images", None)
+    if not isinstance(images, ReadImages):
+        return PartitionSpec()
+    of_images = ReadImages(OF_READ_IMAGES, OF_READ_IMAGES, PartitionSpec(), images.shape)
+    return pool._replace(**dict.fromkeys(pool._fields, PartitionSpec()))._replace(images=of_images)
 
 
 def task_mean(function, shared, per_task, *, num_tasks: int, present: int, task_chunk: int | None, mesh: Mesh | None):

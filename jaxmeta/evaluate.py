@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxmeta import devices
+from jaxmeta import devices, feed
 from jaxmeta.base import Evaluation, Key, MetaLearner, Predicted, PyTree, TrainState
 from jaxmeta.data import TaskSource, number_of_tasks, task_keys
 from jaxmeta.losses import Criterion
@@ -60,13 +60,17 @@ def make_evaluator(
             placed = devices.place(TrainState((), meta_params, state, (), ()), mesh)  # pyright: ignore
             meta_params, state = placed.meta_params, placed.state
             source = source._replace(pool=devices.replicate(source.pool, mesh))
-        keys = tuple(jax.random.split(key))
-        chunks = []
-        for first in range(0, num_tasks, at_once):
-            chunk = judge_chunk(meta_params, state, source, keys, first)
-            # Programs of many devices wait for one another in the middle: on a busy CPU, several of them queued at once
-            # were seen to wait for ever, each holding the thread that another needed.
-            chunks.append(chunk if mesh is None else jax.device_get(chunk))
+        keys, starts = tuple(jax.random.split(key)), range(0, num_tasks, at_once)
+        fed, chunks = feed.is_fed(source), []
+        with feed.pools_of_tasks(source, keys[0], starts, num_tasks=at_once, mesh=mesh) as pools:
+            for first, pool in zip(starts, pools, strict=False):
+                chunk = judge_chunk(meta_params, state, source._replace(pool=pool), keys, first)
+                # Programs of many devices wait for one another in the middle: on a busy CPU, several of them queued at
+                # once were seen to wait for ever, each holding the thread that another needed.
+                chunks.append(chunk if mesh is None else jax.device_get(chunk))
+                if fed and len(chunks) > 1:
+                    # What is queued holds its images on the device: one chunk at work, one behind it.
+                    jax.block_until_ready(chunks[-2])
         leaves = zip(*(predicted for _, predicted in chunks), strict=True)
         predicted = Predicted(*(np.concatenate(parts)[:num_tasks] for parts in leaves))
         return summarize([metrics for metrics, _ in chunks], num_tasks)._replace(predicted=predicted)
@@ -164,14 +168,16 @@ def _on_one_device(tasks, task_chunk):
 def _on_each_device(tasks, task_chunk, mesh):
     # What comes back is whole on every device, so that every process can read it.
     @partial(jax.jit, static_argnums=(0, 1), out_shardings=NamedSharding(mesh, PartitionSpec()))
-    def judge_all(sample, spec, *arguments):
+    def judge_all(sample, spec, meta_params, state, pool, keys, first):
         def of_device(meta_params, state, pool, keys, first):
             first = first + jax.lax.axis_index(devices.TASKS) * task_chunk
             episodes = sample(keys[0], pool, spec, task_chunk, first_task=first)
             return tasks(meta_params, state, episodes, task_keys(keys[1], task_chunk, first_task=first))
 
-        by_task = PartitionSpec(devices.TASKS)
-        return devices.on_each_device(of_device, mesh, in_specs=PartitionSpec(), out_specs=by_task)(*arguments)
+        by_task, whole = PartitionSpec(devices.TASKS), PartitionSpec()
+        in_specs = whole, whole, devices.pool_specs(pool), whole, whole
+        judge = devices.on_each_device(of_device, mesh, in_specs=in_specs, out_specs=by_task)
+        return judge(meta_params, state, pool, keys, first)
 
     def judge_chunk(meta_params, state, source, keys, first):
         return judge_all(source.sample, source.spec, meta_params, state, source.pool, keys, first)

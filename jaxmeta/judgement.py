@@ -16,9 +16,19 @@ from jaxmeta.calibration import calibrate
 from jaxmeta.check import leak_test
 from jaxmeta.check.leak import TOLERANCE
 from jaxmeta.config import ConfigError
-from jaxmeta.data import DATASETS, EpisodeSpec, TaskSource, check_spec, sample_classification
+from jaxmeta.data import DATASETS, EpisodeSpec, TaskSource, check_spec, check_varying, sample_classification
 from jaxmeta.folder import write_calibration
-from jaxmeta.protocols import CHALLENGE, SAMPLED, Protocol, episodes_hash, evaluation_key, fingerprint, protocol_hash
+from jaxmeta.protocols import (
+    CHALLENGE,
+    DRAWN,
+    SAMPLED,
+    VARYING,
+    Protocol,
+    episodes_hash,
+    evaluation_key,
+    fingerprint,
+    protocol_hash,
+)
 from jaxmeta.workspace import Workspace, one_task
 
 # What rounding in another order changes: more, where products are rounded to 10 bits or to 7.
@@ -41,6 +51,7 @@ def protocol_of(workspace: Workspace, part: str = "test") -> Protocol:
         norm=workspace.norm,
         episodes=config.eval_episodes,
         precision=config.precision,
+        episodes_from=VARYING if config.episodes == "varying" else SAMPLED,
     )
 
 
@@ -79,7 +90,7 @@ def source_of(workspace: Workspace, protocol: Protocol) -> TaskSource:
     Raises:
       ConfigError: if the data cannot serve them.
     """
-    if protocol.episodes_from != SAMPLED:
+    if protocol.episodes_from not in DRAWN:
         return workspace.sources[protocol.part]
     spec = EpisodeSpec(protocol.ways, protocol.shots, protocol.queries)
     source = workspace.sources[protocol.part]
@@ -89,7 +100,8 @@ def source_of(workspace: Workspace, protocol: Protocol) -> TaskSource:
         source = workspace.sources["test"]
     if workspace.dataset.kind == "classification":
         try:
-            check_spec(spec, pool, f"split {protocol.part!r} of {protocol.dataset}")
+            check = check_varying if protocol.episodes_from == VARYING else check_spec
+            check(spec, pool, f"split {protocol.part!r} of {protocol.dataset}")
         except ValueError as error:
             raise ConfigError(str(error)) from error
     return source._replace(pool=pool, spec=spec)
@@ -150,6 +162,7 @@ def describe(
     config, estimate = workspace.config, evaluation.metrics[workspace.headline]
     described = ("dataset", "algorithm", "metagrad", "estimator", "model", "ways", "shots", "inner_steps")
     described += ("within_alphabet",) if config.within_alphabet else ()
+    described += ("augment",) if config.augment else ()
     # JSON knows no infinity: a diverged adaptation is null.
     mean, ci95 = (value if np.isfinite(value) else None for value in (estimate.mean, estimate.ci95))
     # What the challenge is told by.
@@ -165,6 +178,7 @@ def describe(
         "metagrad": config.metagrad if "metagrad" in options_of(ALGORITHMS[config.algorithm]) else None,
         "eval_inner_steps": config.eval_inner_steps,
         "queries": config.eval_queries,
+        **({"episodes_from": VARYING} if protocol.episodes_from == VARYING else {}),
         "norm": workspace.norm,
         "setting": protocol.measured,
         "ensemble": protocol.ensemble,

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from jaxmeta.config import ConfigError, check_name
 from jaxmeta.devices import make_mesh
+from jaxmeta.feed import POOLS
 from jaxmeta.processes import is_joined, join_processes
 
 PLANS = ("quick", "auto")
@@ -27,6 +28,8 @@ class Machine:
       plan: How a step is computed, in which chunks of tasks and what of the inner loop is kept: quick takes the first
         way that fits in memory; auto times the ways before the run, and takes the fastest that fits.
       memory_mib: MiB that a device may use; None: what is at hand.
+      pool: Where the images are kept: on the device, or on the host, which reads them ahead of the device; auto: on the
+        device if they fit into half of its free memory.
     """
 
     devices: int | None = None
@@ -36,6 +39,7 @@ class Machine:
     process_id: int | None = None
     plan: str = "quick"
     memory_mib: int | None = None
+    pool: str = "auto"
 
 
 def open_mesh(machine: Machine, tasks: int, *, divide_cpu: bool = True) -> Mesh | None:
@@ -74,6 +78,7 @@ def open_mesh(machine: Machine, tasks: int, *, divide_cpu: bool = True) -> Mesh 
 
 def _check(machine: Machine) -> None:
     check_name("plan", machine.plan, PLANS)
+    check_name("pool", machine.pool, POOLS)
     if machine.memory_mib is not None and machine.memory_mib < 1:
         raise ConfigError(f"--memory-mib must be at least 1; given {machine.memory_mib}.")
 

@@ -19,10 +19,11 @@ import optax
 
 from jaxmeta.base import Batch, Episode, Estimator, Key, MetaLearner, Metrics, TrainState
 from jaxmeta.data import EpisodeSpec, TaskSource, task_keys
+from jaxmeta.dispatch import drawn_step
 from jaxmeta.evaluate import judge_tasks
 from jaxmeta.losses import Criterion
 from jaxmeta.metagrad import check_count
-from jaxmeta.train import drawn_step, init_train_state, make_train_step
+from jaxmeta.train import init_train_state, make_train_step
 
 
 class TaskBuffer(NamedTuple):

@@ -9,14 +9,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jaxmeta.protocols import CHALLENGE, Protocol
+from jaxmeta.protocols import CHALLENGE, SAMPLED, Protocol
 
 
 def _preset(*, queries: int | None = None, **fields: Any) -> Callable[[Protocol], Protocol]:
     """Make `own -> Protocol`; with as many queries as the run has shots, where none are given."""
 
     def change(own: Protocol) -> Protocol:
-        changes = {**fields, "queries": own.shots if queries is None else queries}
+        sizes = {"queries": own.shots if queries is None else queries, "episodes_from": SAMPLED}
+        changes = {**sizes, **fields}
         # A learner without statistics has nothing to change, and one that keeps averages is inductive already.
         if own.norm == "none" or (changes.get("norm"), own.norm) == ("inductive", "running"):
             changes.pop("norm", None)

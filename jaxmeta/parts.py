@@ -13,12 +13,13 @@ from jaxmeta.base import Estimator, MetaLearner, Model
 from jaxmeta.config import Config, ConfigError
 from jaxmeta.data import DATASETS, Dataset, split_name
 from jaxmeta.data.pools import ImageRecipe
+from jaxmeta.dispatch import TrainStep
 from jaxmeta.inner import INNER_OPTIMIZERS
 from jaxmeta.losses import CRITERIA, Criterion
 from jaxmeta.metagrad import ESTIMATORS, METAGRADS
 from jaxmeta.models import MODELS, in_precision
 from jaxmeta.nn import LoweringTable
-from jaxmeta.train import TrainStep, make_train_step
+from jaxmeta.train import make_train_step
 
 
 def is_convolutional(config: Config) -> bool:

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxmeta import devices, processes
+from jaxmeta import devices, feed, processes
 from jaxmeta.base import Key, PyTree, TrainState
 from jaxmeta.bench.lowerings import describe, measure_lowerings
 from jaxmeta.config import Config, ConfigError
+from jaxmeta.dispatch import compile_steps
 from jaxmeta.folder import load_lowerings, lowerings_file, save_lowerings
 from jaxmeta.plan import (
     SAME_GRADIENT,
@@ -30,7 +31,6 @@ from jaxmeta.plan import (
     plan_table,
     program_bytes,
 )
-from jaxmeta.train import compile_steps
 from jaxmeta.workspace import (
     Workspace,
     find_lowering,
@@ -155,7 +155,10 @@ def _agreed(value):
 
 def _time_step(program, train_state, workspace: Workspace, key: Key, mesh: Mesh | None) -> float:
     """Give the seconds of a step, the same in every process."""
-    pool = workspace.sources["train"].pool
+    config, source = workspace.config, workspace.sources["train"]
+    at_once = feed.steps_at_once(source, config.tasks, config.log_every)
+    with feed.pools_of_steps(source, key, [0], num_tasks=config.tasks, at_once=at_once, mesh=mesh) as pools:
+        pool = next(pools)
     if mesh is not None:
         train_state = devices.place(train_state, mesh)
     length, seconds = 1, 0.0
@@ -164,7 +167,7 @@ def _time_step(program, train_state, workspace: Workspace, key: Key, mesh: Mesh 
         train_state, metrics = program(train_state, pool, key, np.int32(length))
         jax.block_until_ready(metrics)
         seconds = _agreed(time.perf_counter() - clock) / length
-        length = max(1, min(workspace.config.log_every, round(RUN_SECONDS / seconds)))
+        length = max(1, min(at_once, round(RUN_SECONDS / seconds)))
     return seconds
 
 
@@ -175,6 +178,7 @@ def show_plan(
     search: bool = True,
     memory_mib: int | None = None,
     lowerings: bool = False,
+    pool: str = "auto",
     say: Callable[[str], None] = lambda text: None,
 ) -> str:
     """Plan a run without training, and show what was tried.
@@ -186,6 +190,7 @@ def show_plan(
       memory_mib: MiB that a device may use; None for what is at hand.
       lowerings: Also measure how each convolution of the step is computed best, as configured and as
         planned, and keep that for all runs on this kind of device.
+      pool: Where the images are kept: "device", "host", or "auto": on the device if they fit there.
       say: Told what goes on.
 
     Returns:
@@ -194,7 +199,7 @@ def show_plan(
     Raises:
       ConfigError: if nothing fits.
     """
-    workspace = open_workspace(config, mesh, find_lowering())
+    workspace = open_workspace(config, mesh, find_lowering(), pool=pool, memory_mib=memory_mib)
     trace_step(workspace)
     key_init, key_train = jax.random.split(jax.random.key(config.seed))
     limits = {"mesh": mesh, "search": search, "memory_mib": memory_mib, "say": say}

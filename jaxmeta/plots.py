@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmeta.base import Episode
+from jaxmeta.base import Batch, Episode
 from jaxmeta.verification import Roc, area_under_roc, equal_error_rate
 
 GOOD, BAD, TRUTH = "#2a7f3f", "#b3261e", "#444444"
@@ -76,9 +76,11 @@ def plot_image_episode(path: Path, episode: Episode, outputs: np.ndarray, title:
     """
     support, query = episode
     ways = outputs.shape[-1]
-    shown_ways, columns = min(ways, 10), 8
-    support_rows = [np.flatnonzero(np.asarray(support.targets) == way)[:columns] for way in range(shown_ways)]
-    query_rows = [np.flatnonzero(np.asarray(query.targets) == way)[:columns] for way in range(shown_ways)]
+    # Where ways vary, a task may have fewer than there are outputs.
+    present = int(np.max(np.asarray(support.targets))) + 1
+    shown_ways, columns = min(ways, present, 10), 8
+    support_rows = [_examples(support, way)[:columns] for way in range(shown_ways)]
+    query_rows = [_examples(query, way)[:columns] for way in range(shown_ways)]
     widths = [max(len(row) for row in support_rows), max(len(row) for row in query_rows)]
     predicted = np.argmax(outputs, -1)
     # Wide enough for the title, however few images there are.
@@ -138,6 +140,10 @@ def plot_task(path: Path, support: np.ndarray, query: np.ndarray, names: Sequenc
             for axes, image in zip(row[start:], images, strict=False):
                 axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
     figure.savefig(path, dpi=110)
+
+
+def _examples(batch: Batch, way: int) -> np.ndarray:
+    return np.flatnonzero((np.asarray(batch.targets) == way) & (np.asarray(batch.weights) > 0))
 
 
 def plot_regression_episode(

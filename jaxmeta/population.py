@@ -14,9 +14,10 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxmeta import devices
 from jaxmeta.base import Estimator, Evaluation, Key, MetaLearner, Metrics, PyTree, TrainState
 from jaxmeta.data import TaskSource, task_keys
+from jaxmeta.dispatch import drawn_step
 from jaxmeta.evaluate import judge_tasks, summarize
 from jaxmeta.losses import Criterion
-from jaxmeta.train import drawn_step, init_train_state, make_train_step
+from jaxmeta.train import init_train_state, make_train_step
 
 MakeLearner = Callable[[PyTree], MetaLearner]
 

@@ -30,7 +30,7 @@ PARTS = ("train", "validation", "test")
 INTERVALS = ("t-95 over tasks",)
 CHECKPOINTS = ("best", "latest")
 # Where episodes come from: drawn of the dataset's classes, or fixed ones of their own.
-SAMPLED = "sampled"
+DRAWN = SAMPLED, VARYING = "sampled", "varying"
 CHALLENGE = "omniglot-challenge"
 FIXED: dict[str, Callable[[Path], TaskSource]] = {CHALLENGE: challenge_source}
 SETTINGS = ("inductive", "transductive")
@@ -63,7 +63,7 @@ class Protocol:
       ensemble: How many of the best checkpoints predict together.
       interval: What the interval is.
       seed: What the tasks are drawn from.
-      episodes_from: "sampled", or the name of fixed episodes: a row of `FIXED`.
+      episodes_from: "sampled"; "varying", see `sample_varying`; or the name of fixed episodes: a row of `FIXED`.
       checkpoint: "best" by validation, or "latest".
       within_alphabet: Whether the classes of a task are of one alphabet.
       trained_on: The dataset of training; "" if it is the one that is judged. Of the learner.
@@ -99,7 +99,7 @@ class Protocol:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"A protocol needs {name} of at least {least}; given {getattr(self, name)}.")
-        known = {"part": PARTS, "interval": INTERVALS, "checkpoint": CHECKPOINTS, "episodes_from": (SAMPLED, *FIXED)}
+        known = {"part": PARTS, "interval": INTERVALS, "checkpoint": CHECKPOINTS, "episodes_from": (*DRAWN, *FIXED)}
         known |= {"norm": (*NORMS, "none"), "measured": (None, *SETTINGS)}
         for name, values in known.items():
             if getattr(self, name) not in values:
@@ -189,13 +189,14 @@ def evaluation_key(part: str, seed: int = EVALUATION_SEED) -> Key:
     return jax.random.fold_in(jax.random.key(seed), PARTS.index(part))
 
 
-def episodes_of(protocol: Protocol, dataset: Dataset, data_dir: Path | None = None) -> TaskSource:
+def episodes_of(protocol: Protocol, dataset: Dataset, data_dir: Path | None = None, pool: str = "device") -> TaskSource:
     """Make the source of a protocol's tasks.
 
     Args:
       protocol: The protocol.
       dataset: What tasks are drawn of.
       data_dir: Where fixed episodes are.
+      pool: Where the images are kept, "device" or "host".
 
     Returns:
       A `TaskSource`.
@@ -204,9 +205,10 @@ def episodes_of(protocol: Protocol, dataset: Dataset, data_dir: Path | None = No
       ValueError: if the data cannot serve them; says which number does not fit.
       DataError: if fixed episodes are missing or damaged.
     """
-    if protocol.episodes_from == SAMPLED:
+    if protocol.episodes_from in DRAWN:
         spec = EpisodeSpec(protocol.ways, protocol.shots, protocol.queries)
-        return task_source(dataset, protocol.part, spec, within_group=protocol.within_alphabet)
+        within, varying = protocol.within_alphabet, protocol.episodes_from == VARYING
+        return task_source(dataset, protocol.part, spec, within_group=within, varying=varying, pool=pool)
     if data_dir is None:
         raise DataError(f"The tasks of {protocol.episodes_from} are not downloaded: give their folder by --data-dir.")
     source = FIXED[protocol.episodes_from](data_dir)

@@ -8,7 +8,7 @@ from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.config import Config, ConfigError, check_dataset, check_name
 from jaxmeta.paper_protocols import PROTOCOLS
 from jaxmeta.parts import is_own_dataset
-from jaxmeta.protocols import FIXED, SAMPLED, Protocol
+from jaxmeta.protocols import DRAWN, FIXED, Protocol
 
 
 class Request(NamedTuple):
@@ -78,7 +78,7 @@ def requested(own: Protocol, config: Config, request: Request) -> Protocol:
     try:
         protocol = own if request.preset is None else PROTOCOLS[request.preset](own)
         protocol = protocol if looped else dataclasses.replace(protocol, eval_inner_steps=0)
-        if protocol.episodes_from != SAMPLED:
+        if protocol.episodes_from not in DRAWN:
             _check_fixed(protocol, request)
         changes = _changes(protocol, own, config, request)
         return dataclasses.replace(protocol, **{name: value for name, value in changes.items() if value is not None})

@@ -49,6 +49,7 @@ def train_run(
     mesh: Mesh | None = None,
     search: bool = False,
     memory_mib: int | None = None,
+    pool: str = "auto",
 ) -> dict[str, Any]:
     """Train into a folder, or go on where a run there stopped; then judge the best checkpoint.
 
@@ -60,9 +61,9 @@ def train_run(
       out: The run's folder.
       resume: Continue the run that is there.
       mesh: Devices to divide the tasks among, of all processes that call this; None for one.
-      search: Time the ways of computing a step first, and take the fastest; a run that goes on keeps its own.
-      memory_mib: MiB that a device may use; None for what is at hand. A step that needs more is computed in
-        smaller chunks of tasks.
+      search: Time the ways of computing a step first and take the fastest; a resumed run keeps its own.
+      memory_mib: MiB that a device may use, at the price of smaller chunks of tasks; None for what is at hand.
+      pool: Where the images are kept: "device", "host", or "auto": on the device if they fit there.
 
     Returns:
       The result, as `jaxmeta train` prints it.
@@ -77,7 +78,8 @@ def train_run(
     """
     if not resume:
         processes.on_first(partial(refuse_existing, out))
-    began, workspace = time.monotonic(), open_workspace(config, mesh, find_lowering(out if resume else None))
+    began, lowering = time.monotonic(), find_lowering(out if resume else None)
+    workspace = open_workspace(config, mesh, lowering, pool=pool, memory_mib=memory_mib)
     folder.check_classes(out, workspace.dataset, unchanged=True)
     config = workspace.config
     key_init, key_train = jax.random.split(jax.random.key(config.seed))
@@ -87,8 +89,7 @@ def train_run(
     began -= spent
     if finished := _finished(out, train_state, config):
         processes.on_first(partial(write_config, out, config, workspace.dataset))
-        if processes.is_first():
-            print("the run is finished: nothing was left to do", file=sys.stderr)
+        processes.on_first(partial(print, "the run is finished: nothing was left to do", file=sys.stderr))
         return finished
     reporting = Reporter(config.steps, int(train_state.step), silent=not processes.is_first())
     with reporting as reporter, stop_on_signal() as stop:
@@ -102,16 +103,15 @@ def train_run(
             if search and processes.any_process(stop["signal"] is not None):
                 raise KeyboardInterrupt
 
-        workspace, program, plan = plan_run(
-            workspace, begin, key_train, mesh=mesh, search=search, memory_mib=memory_mib, say=say
-        )
+        how = {"mesh": mesh, "search": search, "memory_mib": memory_mib, "say": say}
+        workspace, program, plan = plan_run(workspace, begin, key_train, **how)
         processes.on_first(partial(_keep, out, workspace, plan))
         try:
             train_state = _train(out, workspace, train_state, key_train, reporter, stop, began, mesh, program)
         except FloatingPointError as error:
-            good = checkpoint.checkpoint_steps(out / "checkpoints")
-            none = f"There was no checkpoint yet: delete {out} or choose another --out."
-            kept = f"The last good checkpoint is that of step {good[-1]}." if good else none
+            kept = f"There was no checkpoint yet: delete {out} or choose another --out."
+            if good := checkpoint.checkpoint_steps(out / "checkpoints"):
+                kept = f"The last good checkpoint is that of step {good[-1]}."
             raise FloatingPointError(f"{error} {kept}") from error
         if processes.any_process(stop["signal"] is not None):
             raise Interrupted(f"Stopped at step {int(train_state.step)}; the state is saved. Go on with --resume.")

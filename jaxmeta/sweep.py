@@ -70,7 +70,8 @@ def train_sweep(
     _check(config, seeds, inner_lrs)
     refuse_existing(out)
     began = time.monotonic()
-    workspace = open_workspace(config, lowering=find_lowering())
+    # The members of a population are computed in step: nothing reads ahead of them.
+    workspace = open_workspace(config, lowering=find_lowering(), pool="device")
     runs = _runs(workspace.config, out, seeds, inner_lrs)
     # A device trains its share of the runs and judges all of them; a run that goes on does so by itself.
     count = len(runs.folders)

@@ -1,21 +1,19 @@
 """Meta-training: one pure step, and the loop that runs it."""
 
 from collections.abc import Callable
-from functools import partial
 from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from jaxmeta import devices
+from jaxmeta import devices, feed
 from jaxmeta.base import Episode, Estimator, Key, MetaLearner, Metrics, TrainState, check_episode
 from jaxmeta.data import TaskSource, task_keys
+from jaxmeta.dispatch import TrainStep, jit_steps, put, split_steps
 from jaxmeta.metagrad import exact
-
-TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
 def init_train_state(
@@ -153,7 +151,8 @@ def fit(
 
     Step t draws its tasks and its noise from `fold_in(key, t)`: a state that was saved and
     restored goes on exactly as if it had never stopped. The state handed in is donated: do
-    not use it again.
+    not use it again. From a pool on the host (`data.on_host`) images are read ahead by threads;
+    the numbers are those of a pool on the device.
 
     Args:
       train_step: From `make_train_step`.
@@ -187,114 +186,34 @@ def fit(
       >>> int(fit(train_step, train_state, source, key, num_tasks=4, num_steps=30).step)
       30
     """
-    train_state, source = _put(train_state, source, mesh)
-    run = jit_steps(train_step, train_state, source, num_tasks=num_tasks, steps_per_call=steps_per_call, mesh=mesh)
+    train_state, source = put(train_state, source, mesh)
+    options = {"num_tasks": num_tasks, "mesh": mesh}
+    run = jit_steps(train_step, train_state, source, steps_per_call=steps_per_call, **options)
     run = run if program is None else program
-    step = int(train_state.step)
-    while step < num_steps:
-        # Calls end at multiples of steps_per_call, also after a resume from between two.
-        length = min(steps_per_call - step % steps_per_call, num_steps - step)
-        train_state, metrics = run(train_state, source.pool, key, np.int32(length))
-        metrics = jax.tree.map(itemgetter(slice(length)), jax.device_get(metrics))
-        bad = metrics["nonfinite"].argmax()
-        if metrics["nonfinite"][bad]:
-            raise FloatingPointError(
-                f"The loss or its gradient is not a finite number at step {step + int(bad) + 1}. "
-                "Try a smaller inner or outer learning rate, and inner_adam for Adam in the inner loop; "
-                "jaxmeta.check.find_nonfinite names the inner step and the leaf."
-            )
-        step += length
-        if callback is not None and callback(train_state, metrics):
-            break
+    step, rows = int(train_state.step), []
+    at_once = feed.steps_at_once(source, num_tasks, steps_per_call)
+    dispatches = list(split_steps(step, num_steps, steps_per_call, at_once))
+    starts = [first for first, _ in dispatches]
+    with feed.pools_of_steps(source, key, starts, at_once=at_once, **options) as pools:
+        for (step, length), pool in zip(dispatches, pools, strict=False):
+            train_state, metrics = run(train_state, pool, key, np.int32(length))
+            metrics = jax.tree.map(itemgetter(slice(length)), jax.device_get(metrics))
+            _refuse_nonfinite(metrics["nonfinite"], step)
+            rows.append(metrics)
+            step += length
+            if step % steps_per_call and step < num_steps:
+                continue
+            metrics, rows = jax.tree.map(lambda *parts: np.concatenate(parts), *rows), []
+            if callback is not None and callback(train_state, metrics):
+                break
     return train_state
 
 
-def compile_steps(
-    train_step: TrainStep,
-    train_state: TrainState,
-    source: TaskSource,
-    key: Key,
-    *,
-    num_tasks: int,
-    steps_per_call: int = 10,
-    mesh: Mesh | None = None,
-) -> jax.stages.Compiled:
-    """Compile what `fit` dispatches, without running it: to see what it needs, or to time it.
-
-    Args:
-      train_step: From `make_train_step`.
-      train_state: A state like the one to train, of arrays or of `jax.ShapeDtypeStruct`.
-      source: As in `fit`.
-      key: As in `fit`.
-      num_tasks: As in `fit`.
-      steps_per_call: As in `fit`.
-      mesh: As in `fit`.
-
-    Returns:
-      `(train_state, pool, key, length) -> train_state, metrics`, compiled: length steps, up to
-      steps_per_call. The state is donated.
-
-    Example:
-      >>> import jax, optax
-      >>> from jaxmeta import CRITERIA, EpisodeSpec, load_sinusoid, maml, mlp, task_source
-      >>> learner = maml(mlp(1), inner_optimizer=optax.sgd(0.01), criterion=CRITERIA["regression"])
-      >>> source = task_source(load_sinusoid(), "train", EpisodeSpec(1, 10, 10))
-      >>> key, optimizer = jax.random.key(0), optax.adam(1e-3)
-      >>> train_state = init_train_state(key, learner, optimizer, source, num_tasks=4)
-      >>> program = compile_steps(make_train_step(learner, optimizer), train_state, source, key, num_tasks=4)
-      >>> program.memory_analysis().temp_size_in_bytes > 0
-      True
-    """
-    if mesh is not None:
-        kept = devices.state_shardings(train_state, mesh)
-        train_state = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), train_state, kept
+def _refuse_nonfinite(nonfinite: np.ndarray, step: int) -> None:
+    bad = nonfinite.argmax()
+    if nonfinite[bad]:
+        raise FloatingPointError(
+            f"The loss or its gradient is not a finite number at step {step + int(bad) + 1}. "
+            "Try a smaller inner or outer learning rate, and inner_adam for Adam in the inner loop; "
+            "jaxmeta.check.find_nonfinite names the inner step and the leaf."
         )
-        source = source._replace(pool=devices.replicate(source.pool, mesh))
-    run = jit_steps(train_step, train_state, source, num_tasks=num_tasks, steps_per_call=steps_per_call, mesh=mesh)
-    return run.lower(train_state, source.pool, key, np.int32(0)).compile()
-
-
-def jit_steps(train_step: TrainStep, train_state: TrainState, source: TaskSource, *, num_tasks, steps_per_call, mesh):
-    """Make the dispatch of `fit`: how many steps is known only when it runs, so that it is compiled once."""
-    place = {}
-    if mesh is not None:
-        kept = jax.tree.map(lambda leaf: leaf.sharding, train_state)
-        place["out_shardings"] = kept, NamedSharding(mesh, PartitionSpec())
-
-    @partial(jax.jit, donate_argnums=0, **place)
-    def run(train_state, pool, key, length):
-        step = drawn_step(train_step, source, num_tasks, mesh)
-
-        def body(index, carry):
-            train_state, rows = carry
-            train_state, row = step(train_state, pool, key)
-            return train_state, jax.tree.map(lambda rows, row: rows.at[index].set(row), rows, row)
-
-        row = jax.eval_shape(step, train_state, pool, key)[1]
-        rows = jax.tree.map(lambda leaf: jnp.zeros((steps_per_call, *leaf.shape), leaf.dtype), row)
-        return jax.lax.fori_loop(0, length, body, (train_state, rows))
-
-    return run
-
-
-def _put(train_state: TrainState, source: TaskSource, mesh: Mesh | None) -> tuple[TrainState, TaskSource]:
-    if mesh is None:
-        return train_state, source
-    return devices.place(train_state, mesh), source._replace(pool=devices.replicate(source.pool, mesh))
-
-
-def drawn_step(train_step: TrainStep, source: TaskSource, num_tasks: int, mesh: Mesh | None = None):
-    """Join the drawing of tasks and the step: `(train_state, pool, key) -> train_state, metrics`.
-
-    Tasks and noise are a function of the key and the state's step.
-    """
-
-    def step(train_state: TrainState, pool, key: Key):
-        key_sample, key_step = jax.random.split(jax.random.fold_in(key, train_state.step))
-        if mesh is None:
-            return train_step(train_state, source.sample(key_sample, pool, source.spec, num_tasks), key_step)
-        episodes = devices.sample_on_each_device(source.sample, source.spec, num_tasks, mesh)(key_sample, pool)
-        return train_step(train_state, episodes, key_step, num_tasks=num_tasks)
-
-    return step

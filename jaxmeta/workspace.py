@@ -12,11 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxmeta import plots, processes
+from jaxmeta import feed, plots, processes
 from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.base import Evaluation, Key, TrainState
 from jaxmeta.config import Config, ConfigError
-from jaxmeta.data import ClassPool, Dataset, EpisodeSpec, TaskSource, sample_classification, task_keys, task_source
+from jaxmeta.data import (
+    ClassPool,
+    Dataset,
+    EpisodeSpec,
+    TaskSource,
+    augmented,
+    sample_classification,
+    task_keys,
+    task_source,
+)
 from jaxmeta.evaluate import judge_tasks, make_evaluator
 from jaxmeta.folder import load_lowerings, lowerings_file, read_rows, save_lowerings
 from jaxmeta.nn import Case, LoweringTable, contractions_in, lowerings_used
@@ -40,6 +49,7 @@ class Workspace(NamedTuple):
     headline: str
     norm: str
     lowering: str | LoweringTable = "auto"
+    pool: str = "device"
 
 
 def open_workspace(
@@ -48,6 +58,8 @@ def open_workspace(
     lowering: str | LoweringTable = "auto",
     *,
     dataset: Dataset | None = None,
+    pool: str = "auto",
+    memory_mib: int | None = None,
 ) -> Workspace:
     """Load a configuration's data and build its parts; nothing is written.
 
@@ -56,6 +68,9 @@ def open_workspace(
       mesh: Devices to divide the tasks of a step, and of an evaluation, among; None for one.
       lowering: How convolutions are computed, as in `nn.conv2d`.
       dataset: The data, if it is at hand; None to load what the configuration names.
+      pool: Where the images are kept, "device" or "host"; "auto": on the device if they fit there. No number that
+        comes out depends on it.
+      memory_mib: MiB that a device may use; None for what is at hand.
 
     Returns:
       The `Workspace`.
@@ -65,17 +80,22 @@ def open_workspace(
       DataError: if the data is missing or damaged.
     """
     dataset = load_dataset(config) if dataset is None else dataset
+    pool = feed.choose_pool(dataset, pool, None if memory_mib is None else memory_mib * 2**20)
     train_spec = EpisodeSpec(config.train_ways or config.ways, config.shots, config.queries)
     eval_spec = EpisodeSpec(config.ways, config.shots, config.eval_queries)
     specs = {"train": train_spec, "validation": eval_spec, "test": eval_spec}
     try:
-        within = config.within_alphabet
-        sources = {split: task_source(dataset, split, spec, within_group=within) for split, spec in specs.items()}
+        options = {"within_group": config.within_alphabet, "varying": config.episodes == "varying", "pool": pool}
+        sources = {split: task_source(dataset, split, spec, **options) for split, spec in specs.items()}
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if dataset.kind == "classification" and "classes" in options_of(ALGORITHMS[config.algorithm]):
         # Trained by classification among all classes, and judged on tasks like everybody.
         sources["train"] = sources["train"]._replace(sample=sample_classification)
+    try:
+        sources["train"] = augmented(sources["train"], config.augment)
+    except ValueError as error:
+        raise ConfigError(f"--augment {' '.join(config.augment)}: {error}") from error
     episode = jax.eval_shape(lambda: one_task(sources["train"]))
     if config.task_chunk is None:
         inputs_per_task = episode.support.inputs.size + episode.query.inputs.size
@@ -86,7 +106,7 @@ def open_workspace(
         norm = norm_in_use(parts, config, episode.support.inputs)
     except ValueError as error:
         raise ConfigError(f"--model {config.model} does not fit --dataset {config.dataset}: {error}") from error
-    return Workspace(config, dataset, parts, sources, evaluator, headline, norm, lowering)
+    return Workspace(config, dataset, parts, sources, evaluator, headline, norm, lowering, pool)
 
 
 def stand_in(dataset: Dataset, config: Config) -> Dataset:

@@ -11,8 +11,8 @@ from jax import export
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxmeta as jm
-from conftest import tiny_model
-from jaxmeta import devices
+from conftest import flat_model, tiny_model
+from jaxmeta import devices, feed
 
 OPTIMIZER = optax.adam(1e-2)
 SINES = jm.task_source(jm.load_sinusoid(), "train", jm.EpisodeSpec(1, 5, 5))
@@ -149,6 +149,30 @@ def population() -> dict:
     return {"error": distance(*states), "members": states[1].step.shape[0]}
 
 
+def host_pool() -> dict:
+    """The same training from a pool on the host, to the bit: on one device, and on four with a place filled up."""
+    key, on_devices, same = jax.random.key(3), images(), {}
+    on_host = on_devices._replace(pool=jm.on_host(jax.device_get(on_devices.pool)))
+    gradient, metric = jm.maml(flat_model(), inner_optimizer=optax.sgd(0.1)), jm.protonet(flat_model(), ways=3)
+    for mesh, learner, augment, num_tasks in ((None, gradient, (), 4), (jm.make_mesh(4), metric, ("turn", "mixup"), 5)):
+        results = []
+        for plain in (on_devices, on_host):
+            source = jm.augmented(plain, augment)
+            state = jm.init_train_state(key, learner, OPTIMIZER, source, num_tasks=num_tasks)
+            step = jm.make_train_step(learner, OPTIMIZER, mesh=mesh, task_chunk=2)
+            state = jm.fit(step, state, source, key, num_tasks=num_tasks, num_steps=5, steps_per_call=2, mesh=mesh)
+            results.append([state])
+            if mesh is not None:
+                evaluator = jm.make_evaluator(learner, jm.CRITERIA["classification"], mesh=mesh)
+                judged = evaluator(state.meta_params, state.state, plain, key, 6)
+                results[-1].append(judged.metrics["loss"].per_task)
+        one, other = map(jax.tree.leaves, jax.device_get(results))
+        same["one" if mesh is None else "four"] = all(map(np.array_equal, one, other))
+    with feed.pools_of_tasks(on_host, key, [0], num_tasks=8, mesh=jm.make_mesh(4)) as pools:
+        shards = next(pools).images.query.addressable_shards
+    return {"same": same, "sent": [shard.data.shape[1] for shard in shards]}
+
+
 def divided_work() -> dict:
     """Eight chunks everywhere: of 8 tasks on one device, of 1 on each of eight."""
     learner, mesh, key = sine_learner((64, 64)), jm.make_mesh(8), jax.random.key(0)
@@ -219,6 +243,7 @@ if __name__ == "__main__":
         poisoned_padding,
         whole_training,
         population,
+        host_pool,
         divided_work,
         divided_sampling,
         divided_model,

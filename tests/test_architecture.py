@@ -29,6 +29,9 @@ ROOMS = [
     "checkpoint",
     "processes",
     "devices",
+    # What a pool on the host feeds, and the program that is fed.
+    "feed",
+    "dispatch",
     "train",
     "evaluate",
     "online",
@@ -58,6 +61,7 @@ ROOMS = [
     "start",
     "options",
     "data_commands",
+    "run_commands",
     "cli",
     "__main__",
 ]
@@ -66,7 +70,7 @@ ONLY_IN = {
     "flax": {"nn", "models"},
     "orbax": {"checkpoint"},
     "tensorflow_datasets": {"data"},
-    "tyro": {"config", "options", "cli"},
+    "tyro": {"config", "options", "run_commands", "cli"},
     "matplotlib": {"plots", "data"},
     "tensorflow": set(),
     "torch": set(),

@@ -28,6 +28,7 @@ def measured():
         "poisoned_padding",
         "whole_training",
         "population",
+        "host_pool",
         "divided_work",
         "divided_sampling",
         "divided_model",
@@ -93,6 +94,11 @@ def test_a_large_model_is_divided_over_its_axis(measured):
 
 def test_the_sharded_step_lowers_for_tpu_and_cuda(measured):
     assert measured["lowered"] == {"platforms": ["tpu", "cuda"], "devices": 8}
+
+
+def test_a_pool_on_the_host_feeds_a_mesh(measured):
+    """Each device is sent its own tasks, and the numbers are those of a pool on every device."""
+    assert measured["host_pool"] == {"same": {"one": True, "four": True}, "sent": [2, 2, 2, 2]}
 
 
 def test_a_mesh_divides_a_population(measured):

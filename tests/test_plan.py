@@ -16,6 +16,7 @@ from test_train import OPTIMIZER, TASKS, learner_of
 
 from jaxmeta import make_train_step
 from jaxmeta.cli import main
+from jaxmeta.dispatch import compile_steps
 from jaxmeta.plan import (
     SAME_GRADIENT,
     Candidate,
@@ -29,7 +30,7 @@ from jaxmeta.plan import (
 )
 from jaxmeta.planning import plan_run
 from jaxmeta.presets import PRESETS
-from jaxmeta.train import compile_steps, fit, init_train_state
+from jaxmeta.train import fit, init_train_state
 from jaxmeta.workspace import make_state, open_workspace
 
 # Activations of a few MiB, compiled in no time.

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta.base import Batch, Episode, Key, example_batch
+from jaxmeta.base import Episode, Key
+from jaxmeta.data.lookup import examples_of_classes, with_pixels
 from jaxmeta.data.pools import ClassPool
 
 
@@ -108,10 +109,14 @@ def sample_episode(key: Key, pool: ClassPool, spec: EpisodeSpec) -> Episode:
       >>> sample_episode(jax.random.key(0), pool, EpisodeSpec(5, 1, 15)).query.inputs.shape
       (75, 28, 28, 1)
     """
+    return with_pixels(pool.images, _choose_episode(key, pool, spec))
+
+
+def _choose_episode(key: Key, pool: ClassPool, spec: EpisodeSpec) -> Episode:
     key_classes, key_images = jax.random.split(key)
     # The largest of independent uniforms are a draw without replacement.
     _, classes = jax.lax.top_k(jax.random.uniform(key_classes, [pool.images.shape[0]]), spec.ways)
-    return _draw_images(key_images, pool, classes, spec)
+    return _choose_images(key_images, pool, classes, spec)
 
 
 def sample_episodes(
@@ -136,8 +141,15 @@ def sample_episodes(
       >>> sample_episodes(jax.random.key(0), pool, EpisodeSpec(5, 1, 1), 32).support.inputs.shape
       (32, 5, 28, 28, 1)
     """
+    return with_pixels(pool.images, choose_episodes(key, pool, spec, num_tasks, first_task=first_task))
+
+
+def choose_episodes(
+    key: Key, pool: ClassPool, spec: EpisodeSpec, num_tasks: int, *, first_task: int | jax.Array = 0
+) -> Episode:
+    """Choose the images of `sample_episodes`, without looking them up: inputs are `[..., 2]`, class and number."""
     keys = task_keys(key, num_tasks, first_task=first_task)
-    return jax.vmap(lambda task_key: sample_episode(task_key, pool, spec))(keys)
+    return jax.vmap(lambda task_key: _choose_episode(task_key, pool, spec))(keys)
 
 
 def sample_within_groups(
@@ -155,6 +167,13 @@ def sample_within_groups(
     Returns:
       An `Episode` as of `sample_episodes`.
     """
+    return with_pixels(pool.images, choose_within_groups(key, pool, spec, num_tasks, first_task=first_task))
+
+
+def choose_within_groups(
+    key: Key, pool: GroupedPool, spec: EpisodeSpec, num_tasks: int, *, first_task: int | jax.Array = 0
+) -> Episode:
+    """Choose the images of `sample_within_groups`, without looking them up: inputs are `[..., 2]`, class and number."""
 
     def one_task(key):
         key_group, key_classes, key_images = jax.random.split(key, 3)
@@ -162,7 +181,7 @@ def sample_within_groups(
         group = jnp.where(enough, jax.random.uniform(key_group, enough.shape), -1.0).argmax()
         scores = jax.random.uniform(key_classes, [pool.images.shape[0]])
         _, classes = jax.lax.top_k(jnp.where(jnp.asarray(pool.groups) == group, scores, -1.0), spec.ways)
-        return _draw_images(key_images, pool, classes, spec)
+        return _choose_images(key_images, pool, classes, spec)
 
     return jax.vmap(one_task)(task_keys(key, num_tasks, first_task=first_task))
 
@@ -220,24 +239,11 @@ def task_keys(key: Key, num_tasks: int, *, first_task: int | jax.Array = 0) -> K
     return jax.vmap(lambda task: jax.random.fold_in(key, task))(first_task + jnp.arange(num_tasks))
 
 
-def _draw_images(key: Key, pool: ClassPool | GroupedPool, classes: jax.Array, spec: EpisodeSpec) -> Episode:
-    """Draw distinct images of the classes `[ways]`, for support and query."""
+def _choose_images(key: Key, pool: ClassPool | GroupedPool, classes: jax.Array, spec: EpisodeSpec) -> Episode:
+    """Choose distinct images of the classes `[ways]`, for support and query."""
     per_class = pool.images.shape[1]
     scores = jax.random.uniform(key, [spec.ways, per_class])
     real = jnp.arange(per_class) < jnp.asarray(pool.counts)[classes][:, None]
     _, chosen = jax.lax.top_k(jnp.where(real, scores, -1.0), spec.shots + spec.queries)
-    images = as_floats(jnp.asarray(pool.images)[classes[:, None], chosen])
-    support, query = images[:, : spec.shots], images[:, spec.shots :]
-    return Episode(_flatten(support), _flatten(query))
-
-
-def as_floats(images: jax.Array) -> jax.Array:
-    """Scale bytes to [0, 1], to the same bits wherever it is done."""
-    # A product, since a compiled division may differ from this one in its last bit.
-    return images.astype(jnp.float32) * jnp.float32(1 / 255)
-
-
-def _flatten(images: jax.Array) -> Batch:
-    ways, count = images.shape[:2]
-    targets = jnp.repeat(jnp.arange(ways, dtype=jnp.int32), count)
-    return example_batch(images.reshape(ways * count, *images.shape[2:]), targets)
+    support, query = chosen[:, : spec.shots], chosen[:, spec.shots :]
+    return Episode(examples_of_classes(classes, support), examples_of_classes(classes, query))

@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxmeta.base import Key
-from jaxmeta.data.episodes import as_floats
+from jaxmeta.data.lookup import as_floats
 from jaxmeta.data.pools import ClassPool, DataError
 
 

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.base import Episode, Key, example_batch
-from jaxmeta.data.episodes import EpisodeSpec, TaskSource, as_floats, task_keys
+from jaxmeta.data.episodes import EpisodeSpec, TaskSource, task_keys
+from jaxmeta.data.lookup import with_pixels
 from jaxmeta.data.pools import ClassPool
 
 
@@ -104,6 +105,13 @@ def sample_classification(
       >>> episodes.query.inputs.shape, bool(episodes.query.targets.max() >= 5)
       ((2, 75, 28, 28, 1), True)
     """
+    return with_pixels(pool.images, choose_classification(key, pool, spec, num_tasks, first_task=first_task))
+
+
+def choose_classification(
+    key: Key, pool: ClassPool, spec: EpisodeSpec, num_tasks: int, *, first_task: int | jax.Array = 0
+) -> Episode:
+    """Choose the images of `sample_classification`, without looking them up: inputs are `[..., 2]`."""
     ends = jnp.cumsum(jnp.asarray(pool.counts))
 
     def one_pair(task_key):
@@ -111,7 +119,7 @@ def sample_classification(
         number = jax.random.randint(task_key, [sum(sizes)], 0, ends[-1])
         classes = jnp.searchsorted(ends, number, side="right").astype(jnp.int32)
         of_class = number - ends[classes] + jnp.asarray(pool.counts)[classes]
-        batch = example_batch(as_floats(jnp.asarray(pool.images)[classes, of_class]), classes)
+        batch = example_batch(jnp.stack([classes, of_class], -1), classes)
         support, query = (jax.tree.map(part, batch) for part in (lambda x: x[: sizes[0]], lambda x: x[sizes[0] :]))
         return Episode(support, query)
 

@@ -12,8 +12,8 @@ import numpy as np
 from jaxmeta.base import Batch, Key, MetaLearner, PyTree
 from jaxmeta.calibration import calibrated
 from jaxmeta.data import DataError
-from jaxmeta.data.episodes import as_floats
 from jaxmeta.data.images import read_image
+from jaxmeta.data.lookup import as_floats
 from jaxmeta.data.pools import ImageRecipe
 from jaxmeta.serve.files import Support
 
