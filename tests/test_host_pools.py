@@ -23,6 +23,7 @@ from jaxmeta import (
     make_train_step,
     maml,
     on_host,
+    protonet,
     sample_classification,
     sample_episodes,
     sample_varying,
@@ -34,7 +35,7 @@ from jaxmeta.data.lookup import HostImages
 from jaxmeta.protocols import episodes_hash
 
 SAMPLERS = {"episodes": sample_episodes, "classification": sample_classification, "varying": sample_varying}
-NAMES = ("crop", "flip", "turn", "colour", "mixup")
+NAMES = ("crop", "turn", "mixup")
 
 
 def assert_same(one, other):
@@ -53,20 +54,23 @@ def both(pool, source) -> tuple[TaskSource, TaskSource]:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_host_pool_gives_the_episodes_of_a_device_pool(both, name):
-    """Called as always, in a program or not, and read ahead by `fit` and by evaluators."""
+    """Called as always, and read ahead as `fit` and evaluators do."""
     device, host = (source._replace(sample=SAMPLERS[name]) for source in both)
+
+    @jax.jit
+    def draw(key, pool, first_task=0):
+        return device.sample(key, pool, device.spec, 4, first_task=first_task)
+
     key = jax.random.key(3)
-    expected = device.sample(key, device.pool, device.spec, 4, first_task=2)
-    assert_same(expected, host.sample(key, host.pool, host.spec, 4, first_task=2))
-    assert_same(expected, jax.jit(lambda key: host.sample(key, host.pool, host.spec, 4, first_task=2))(key))
+    expected = draw(key, device.pool, 2)
+    assert_same(expected, draw(key, host.pool, 2))
     with feed.pools_of_tasks(host, key, [2], num_tasks=4, mesh=None) as pools:
-        assert_same(expected, host.sample(key, next(pools), host.spec, 4, first_task=2))
+        assert_same(expected, draw(key, next(pools), 2))
     with feed.pools_of_steps(host, key, [5], num_tasks=4, at_once=3, mesh=None) as pools:
         read = next(pools)
-    for index in range(3):
+    for index in np.arange(3, dtype=np.int32):
         of_step = feed.step_keys(key, 5 + index)[0]
-        given = host.sample(of_step, feed.at_step(read, index), host.spec, 4)
-        assert_same(device.sample(of_step, device.pool, device.spec, 4), given)
+        assert_same(draw(of_step, device.pool), draw(of_step, feed.at_step(read, index)))
     # Nothing but the numbers of images is ever on the device as a whole.
     assert sum(leaf.size for leaf in jax.tree.leaves(host.pool)) == 12
 
@@ -83,55 +87,38 @@ def test_groups_and_augmentation_are_read_ahead_too(both):
     assert episodes_hash(device, key, 5) == episodes_hash(host, key, 5)
 
 
-def test_training_and_evaluation_are_those_of_a_device_pool(both):
-    """With a dispatch that is not whole at the end, and after a resume from within one.
+def test_training_from_a_host_pool(both, monkeypatch):
+    """Dispatches divided, since their images are too many; a resume from within a call; an evaluation.
 
-    To the bit they are so in programs compiled as a user's are: see test_devices.py, for one device and several. The
-    old fusions that this process compiles by round differently here and there.
+    The callback is called when it would have been, with the metrics of all steps. To the bit the numbers are the same
+    in programs that are compiled as a user's are: see test_devices.py, for one device and several. The old fusions that
+    this process compiles by round differently here and there.
     """
-    learner, optimizer, results = maml(flat_model(), inner_optimizer=optax.sgd(0.1)), optax.adam(1e-2), []
-    key, criterion = jax.random.key(1), CRITERIA["classification"]
-    for source in both:
-        state = init_train_state(jax.random.key(0), learner, optimizer, source, num_tasks=4)
-        step, losses = make_train_step(learner, optimizer, task_chunk=2), []
-        options = {"num_tasks": 4, "steps_per_call": 3}
-        options["callback"] = lambda state, metrics, losses=losses: losses.extend(metrics["loss"].tolist())
-        for stop in (4, 8):
-            state = fit(step, state, source, key, num_steps=stop, **options)
-        judged = evaluate(
-            learner, state.meta_params, state.state, source, key, criterion=criterion, num_tasks=7, task_chunk=3
-        )
-        results.append((state, losses, judged.metrics["loss"].per_task))
-    assert len(results[0][1]) == 8
-    for one, other in zip(*map(jax.tree.leaves, results), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7)
-    assert not reading_threads()
-
-
-def test_dispatches_are_divided_where_their_images_are_too_many(both, monkeypatch):
-    """The callback is called when it would have been, with the metrics of all steps."""
-    learner, optimizer, rows = maml(flat_model(), inner_optimizer=optax.sgd(0.1)), optax.sgd(0.1), []
+    learner, optimizer, key = protonet(flat_model(), ways=3), optax.sgd(0.1), jax.random.key(1)
     # A step has 2 tasks of 12 images of 16x16: room for two steps.
     monkeypatch.setattr(feed, "MOST_BYTES", 2 * 2 * 12 * 256 + 1)
     assert feed.steps_at_once(both[1], 2, 5) == 2 and feed.steps_at_once(both[0], 2, 5) == 5
-    states = []
+    step, results = make_train_step(learner, optimizer), []
     for source in both:
-        state = init_train_state(jax.random.key(0), learner, optimizer, source, num_tasks=2)
-        states.append(
-            fit(
-                make_train_step(learner, optimizer),
-                state,
-                source,
-                jax.random.key(1),
-                num_tasks=2,
-                num_steps=7,
-                steps_per_call=5,
-                callback=lambda state, metrics: rows.append(metrics["loss"].shape),
-            )
+        state, losses = init_train_state(jax.random.key(0), learner, optimizer, source, num_tasks=2), []
+        options = {"num_tasks": 2, "steps_per_call": 5, "callback": lambda _, rows, to=losses: to.append(rows["loss"])}
+        for stop in (3, 12):
+            state = fit(step, state, source, key, num_steps=stop, **options)
+        assert [len(rows) for rows in losses] == [3, 2, 5, 2]
+        judged = evaluate(
+            learner,
+            state.meta_params,
+            state.state,
+            source,
+            key,
+            criterion=CRITERIA["classification"],
+            num_tasks=7,
+            task_chunk=3,
         )
-    assert rows == [(5,), (2,)] * 2
-    for one, other in zip(*map(jax.tree.leaves, states), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7)
+        results.append((state, losses, judged.metrics["loss"].per_task))
+    for one, other in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+    assert not reading_threads()
 
 
 def test_a_memory_map_is_read_and_not_loaded(both, pool, tmp_path):
@@ -140,7 +127,10 @@ def test_a_memory_map_is_read_and_not_loaded(both, pool, tmp_path):
     placed = on_host(pool._replace(images=mapped))
     assert placed.images.array is mapped
     key, (device, _) = jax.random.key(0), both
-    assert_same(device.sample(key, device.pool, device.spec, 3), sample_episodes(key, placed, device.spec, 3))
+    draw = jax.jit(lambda pool: device.sample(key, pool, device.spec, 3))
+    assert_same(draw(device.pool), draw(placed))
+    # And without a program around it.
+    assert_same(draw(device.pool), sample_episodes(key, placed, device.spec, 3))
 
 
 def test_host_images_are_the_rows_asked_for(pool):
