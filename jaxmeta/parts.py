@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxmeta.algorithms import ALGORITHMS, options_of
+from jaxmeta.algorithms import ALGORITHMS, NEEDS_PAIRS, options_of
 from jaxmeta.base import Estimator, MetaLearner, Model
 from jaxmeta.config import Config, ConfigError
 from jaxmeta.data import DATASETS, Dataset, split_name
@@ -138,6 +139,24 @@ def is_own_dataset(config: Config, name: str) -> bool:
     if name == config.dataset or not (own_place and place):
         return name == config.dataset
     return Path(place).expanduser().resolve() == Path(config.data_dir or own_place).expanduser().resolve()
+
+
+def check_pairs(config: Config, dataset: Dataset) -> None:
+    """Refuse classes of one image, for an algorithm that learns from two images of a class.
+
+    Raises:
+      ConfigError: names the classes, and what to do.
+    """
+    if config.algorithm not in NEEDS_PAIRS or dataset.kind != "classification":
+        return
+    for split, pool in dataset.splits.items():
+        short = np.flatnonzero(np.asarray(pool.counts) < 2)
+        if short.size:
+            raise ConfigError(
+                f"--algorithm {config.algorithm} learns from pairs of one class and needs two images of each; given "
+                f"{short.size} of {len(pool.counts)} classes with fewer in split {split!r} of {dataset.name}, the "
+                f"first is {dataset.class_names[split][short[0]]!r}. {NEEDS_PAIRS[config.algorithm]}"
+            )
 
 
 def norm_in_use(parts: Parts, config: Config, example_inputs: jax.Array) -> str:

@@ -30,7 +30,7 @@ from jaxmeta.evaluate import judge_tasks, make_evaluator
 from jaxmeta.folder import load_lowerings, lowerings_file, read_rows, save_lowerings
 from jaxmeta.nn import Case, LoweringTable, contractions_in, lowerings_used
 from jaxmeta.nn.lowering_table import this_platform
-from jaxmeta.parts import Parts, build, load_dataset, named_algorithm, norm_in_use
+from jaxmeta.parts import Parts, build, check_pairs, load_dataset, named_algorithm, norm_in_use
 from jaxmeta.plan import choose_task_chunk
 from jaxmeta.protocols import evaluation_key
 from jaxmeta.train import init_train_state
@@ -80,6 +80,7 @@ def open_workspace(
       DataError: if the data is missing or damaged.
     """
     dataset = load_dataset(config) if dataset is None else dataset
+    check_pairs(config, dataset)
     pool = feed.choose_pool(dataset, pool, None if memory_mib is None else memory_mib * 2**20)
     train_spec = EpisodeSpec(config.train_ways or config.ways, config.shots, config.queries)
     eval_spec = EpisodeSpec(config.ways, config.shots, config.eval_queries)

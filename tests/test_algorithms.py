@@ -1,4 +1,6 @@
-"""Every row of ALGORITHMS against the interface, and MAML against its equations."""
+"""Every row of ALGORITHMS against the interface, by one program for each, and MAML against its equations."""
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,65 +12,89 @@ from conftest import flat_model, tiny_model
 from jaxmeta import (
     ALGORITHMS,
     CRITERIA,
+    Batch,
     Episode,
+    EpisodeSpec,
     MetaLearner,
-    anil,
-    baseline,
-    baseline_plus_plus,
-    boil,
-    cavia,
-    cnp,
+    Model,
     example_batch,
-    fomaml,
     from_function,
-    imaml,
-    in_context,
+    load_sinusoid,
     maml,
-    maml_plus_plus,
-    matching,
-    matching_fce,
-    meta_curvature,
-    meta_sgd,
-    metaoptnet,
-    metaoptnet_ridge,
     mlp,
-    nearest,
-    options_of,
-    protonet,
-    r2d2,
-    relation,
     reptile,
     sample_classification,
-    scratch,
-    siamese,
+    task_source,
 )
 
-SGD = {"inner_optimizer": optax.sgd(0.1), "num_steps": 2}
+REGRESSION = CRITERIA["regression"]
+
+
+class Case(NamedTuple):
+    """What is a fact about a row.
+
+    Attributes:
+      options: Of its factory, for tasks of three classes.
+      draws: What is another with another key, the network being without noise: "loss", "adapt".
+      lets_in: What is another where the network has noise.
+      regression: The options that it regresses with, beside or instead of those above; None if it cannot.
+      learns: Whether anything is learned across tasks.
+      judged_by: What falls in training: the loss, or a metric where the loss is none of the outputs.
+    """
+
+    options: dict[str, Any]
+    draws: set[str] = set()
+    lets_in: set[str] = set()
+    regression: dict[str, Any] | None = None
+    learns: bool = True
+    judged_by: str = "the loss itself"
+
+
+BOTH = {"loss", "adapt"}
+SGD, RATES = {"inner_optimizer": optax.sgd(0.1), "num_steps": 1}, {"inner_lr": 0.1, "num_steps": 1}
+TWICE = {"num_steps": 2}
+# Of sinusoids, whose slopes are steep.
+SMALL, SMALL_RATES = {"inner_optimizer": optax.sgd(0.02)}, {"inner_lr": 0.02}
+SMALLER = {"inner_optimizer": optax.sgd(0.01)}
+WAYS = {"ways": 3}
+PROBE = {"classes": 12, "ways": 3, "norm": "running", **SGD}
+
+
+def by_steps(options, regression=SMALL, **facts):
+    return Case(options, lets_in=BOTH, regression=regression, **facts)
+
+
+def by_head(regression=None, **options):
+    """Noise is for training: an embedding of a support set to adapt to has none."""
+    return Case({**WAYS, **options}, lets_in={"loss"}, regression=regression)
+
+
 CASES = {
-    "maml": lambda model: maml(model, **SGD),
-    "fomaml": lambda model: fomaml(model, **SGD),
-    "imaml": lambda model: imaml(model, **SGD),
-    "reptile": lambda model: reptile(model, batch_size=4, **SGD),
-    "meta-sgd": lambda model: meta_sgd(model, inner_lr=0.1, num_steps=2),
-    "anil": lambda model: anil(model, **SGD),
-    "boil": lambda model: boil(model, **SGD),
-    "cavia": lambda model: cavia(model, **SGD),
-    "maml++": lambda model: maml_plus_plus(model, num_steps=2, multi_step_until=2, first_order_until=1),
-    "meta-curvature": lambda model: meta_curvature(model, inner_lr=0.1, num_steps=2),
-    "protonet": lambda model: protonet(model, ways=3),
-    "matching": lambda model: matching(model, ways=3),
-    "matching-fce": lambda model: matching_fce(model, ways=3, reads=2),
-    "relation": lambda model: relation(model, ways=3, filters=4),
-    "siamese": lambda model: siamese(model, ways=3),
-    "nearest": lambda model: nearest(model, ways=3),
-    "scratch": lambda model: scratch(model, **SGD),
-    "baseline": lambda model: baseline(model, classes=12, ways=3, norm="running", **SGD),
-    "baseline++": lambda model: baseline_plus_plus(model, classes=12, ways=3, norm="running", **SGD),
-    "r2d2": lambda model: r2d2(model, ways=3),
-    "metaoptnet": lambda model: metaoptnet(model, ways=3),
-    "metaoptnet-ridge": lambda model: metaoptnet_ridge(model, ways=3),
-    "in-context": lambda model: in_context(model, ways=3, width=16, layers=2),
-    "cnp": lambda model: cnp(model, ways=3, width=16),
+    "maml": by_steps(SGD | TWICE),
+    "fomaml": by_steps(SGD, SMALLER),
+    "imaml": by_steps(SGD | TWICE, SMALLER | {"num_steps": 8}),
+    "reptile": by_steps(SGD | TWICE | {"batch_size": 4}, SMALLER | {"num_steps": 5}, draws=BOTH, judged_by="loss"),
+    "meta-sgd": by_steps(RATES, SMALL_RATES),
+    "anil": by_steps(SGD),
+    "boil": by_steps(SGD),
+    "cavia": by_steps(SGD),
+    "maml++": by_steps(RATES | TWICE | {"multi_step_until": 2}, SMALL_RATES),
+    "meta-curvature": by_steps(RATES, SMALL_RATES),
+    "protonet": by_head(),
+    "matching": by_head(),
+    "matching-fce": by_head(reads=1),
+    "relation": by_head(filters=4),
+    "siamese": by_head(),
+    "nearest": Case(WAYS, learns=False),
+    # Its network is made anew in each task, as it is made: without noise.
+    "scratch": Case(SGD, BOTH, BOTH, {"inner_optimizer": optax.adam(0.02), "num_steps": 100}, learns=False),
+    "baseline": Case(PROBE, {"adapt"}, BOTH),
+    "baseline++": Case(PROBE, {"adapt"}, BOTH),
+    "r2d2": by_head(regression={}),
+    "metaoptnet": by_head(),
+    "metaoptnet-ridge": by_head(),
+    "in-context": by_head(regression={}, width=8, layers=1, heads=2),
+    "cnp": by_head(regression={}, width=8),
 }
 
 
@@ -76,33 +102,214 @@ def test_every_algorithm_has_a_case():
     assert set(ALGORITHMS) == set(CASES)
 
 
+def noisy(model: Model) -> Model:
+    """Add noise to the inputs, as strong as a number in the state says: one program is then of both networks."""
+
+    def init(key, inputs):
+        params, state = model.init(key, inputs)
+        return params, {**state, "noise": jnp.zeros(())}
+
+    def with_noise(apply):
+        def noisy_apply(params, state, inputs, *, key=None, train=True, weights=None):
+            if train and key is not None:
+                # Of the key's own numbers: what is drawn from it would cost more to compile than the network.
+                angles = (jax.random.key_data(key)[-1] % 1000) * (1.0 + jnp.arange(inputs.shape[0]))
+                noise = jnp.sin(angles).reshape(-1, *[1] * (inputs.ndim - 1))
+                inputs = inputs + state["noise"] * noise
+            return apply(params, state, inputs, key=key, train=train, weights=weights)
+
+        return noisy_apply
+
+    return Model(init, with_noise(model.embed), with_noise(model.apply))
+
+
+def padded_tasks(sample, source):
+    """Two tasks; of the first, an image in either set is padding, so that its classes are of unequal size."""
+    drawn = jax.jit(sample, static_argnums=(2, 3))(jax.random.key(3), source.pool, source.spec, 2)
+    one, other = (jax.tree.map(lambda leaf, task=task: np.array(leaf[task]), drawn) for task in (0, 1))
+    for batch, place in ((one.support, 1), (one.query, 5)):
+        # It counts for nothing, and would change everything if it counted.
+        batch.inputs[place], batch.targets[place] = 7.0 * batch.inputs[place] + 1.0, batch.targets[place - 1]
+        batch.weights[place] = 0.0
+    return one, other
+
+
 @pytest.fixture(scope="module")
-def episode(source):
-    return jax.tree.map(lambda leaf: leaf[0], source.sample(jax.random.key(3), source.pool, source.spec, 1))
+def tasks(source):
+    return padded_tasks(source.sample, source)
 
 
 @pytest.fixture(scope="module")
 def batches(source):
     """As many images, with their class numbers among all of the pool."""
-    drawn = sample_classification(jax.random.key(3), source.pool, source.spec, 1)
-    return jax.tree.map(lambda leaf: leaf[0], drawn)
+    return padded_tasks(sample_classification, source)
+
+
+def unpadded(batch: Batch) -> Batch:
+    return jax.tree.map(lambda leaf: leaf[batch.weights > 0], batch)
+
+
+class Answer(NamedTuple):
+    """What a step of training is made of, and what is predicted."""
+
+    loss: jax.Array
+    state: Any
+    metrics: dict[str, jax.Array]
+    grads: Any
+    outputs: jax.Array | None = None
+
+
+def step_of(learner):
+    def run(theta, state, key, trained_on, step):
+        loss = jax.value_and_grad(learner.loss, has_aux=True)
+        (value, (new_state, metrics)), grads = loss(theta, state, trained_on, key, step)
+        return Answer(value, new_state, metrics, grads)
+
+    return run
+
+
+def program(learner):
+    """Compile all that is asked of a learner as one program: a step of training, and to adapt and to predict."""
+
+    @jax.jit
+    def run(theta, state, key, task, trained_on, step):
+        adapted = learner.adapt(theta, state, task.support, key)
+        outputs = learner.predict(adapted, task.query, jax.random.fold_in(key, 1))
+        return step_of(learner)(theta, state, key, trained_on, step)._replace(outputs=outputs)
+
+    return run
+
+
+class Walk(NamedTuple):
+    """A learner, its beginning, what it is trained on, and its program: compiled once, asked for everything."""
+
+    case: Case
+    model: Model
+    learner: MetaLearner
+    theta: Any
+    state: Any
+    tasks: tuple[Episode, Episode]
+    trained_on: tuple[Episode, Episode]
+    program: Any
+
+    def run(self, *, noise=0.0, seed=0, program=None):
+        """Ask for the padded task, of the network with so much noise."""
+        state = self.state and {**self.state, "noise": jnp.float32(noise)}
+        program = self.program if program is None else program
+        return program(self.theta, state, jax.random.key(seed), self.tasks[0], self.trained_on[0], jnp.int32(0))
+
+
+@pytest.fixture(scope="module", params=CASES)
+def walk(request, tasks, batches):
+    name, case = request.param, CASES[request.param]
+    model = noisy(flat_model(context=name == "cavia"))
+    learner = ALGORITHMS[name](model, **case.options)
+    theta, state = jax.jit(learner.init)(jax.random.key(0), tasks[0].support.inputs)
+    # What a learner is trained on is its own affair; all adapt to tasks.
+    trained_on = batches if "classes" in case.options else tasks
+    return Walk(case, model, learner, theta, state, tasks, trained_on, program(learner))
+
+
+def test_interface(walk):
+    assert isinstance(walk.learner, MetaLearner)
+    answer = walk.run()
+    assert answer.outputs.shape == (6, 3) and answer.loss.shape == ()
+    assert all(value.shape == () for value in answer.metrics.values())
+    assert jax.tree.structure(answer.state) == jax.tree.structure(walk.state)
+
+
+def test_compiled_and_padded_is_as_it_is(walk):
+    """Classes of one image and of two, padded and compiled, against real images alone, operation by operation."""
+    learner, answer, key = walk.learner, walk.run(), jax.random.key(0)
+    if "batch_size" in walk.case.options:
+        # What it draws depends on how many there are to draw from; all of them, whatever their number, do not.
+        learner = reptile(walk.model, **walk.case.options | {"batch_size": 12})
+        answer = walk.run(program=program(learner))
+    trained_on, (support, query) = (Episode(*map(unpadded, one[0])) for one in (walk.trained_on, walk.tasks))
+    loss, _ = learner.loss(walk.theta, walk.state, trained_on, key, jnp.int32(0))
+    np.testing.assert_allclose(answer.loss, loss, rtol=1e-4)
+    adapted = learner.adapt(walk.theta, walk.state, support, key)
+    outputs = learner.predict(adapted, query, jax.random.fold_in(key, 1))
+    np.testing.assert_allclose(answer.outputs[:5], outputs, rtol=1e-3, atol=1e-4)
+
+
+def test_key_is_used_where_the_case_says_so(walk):
+    for noise, expected in ((0.0, walk.case.draws), (0.5, walk.case.lets_in)):
+        one, again, other = (walk.run(noise=noise, seed=seed) for seed in (0, 0, 1))
+        jax.tree.map(np.testing.assert_array_equal, one, again)
+        changes = {"adapt": np.abs(one.outputs - other.outputs).max(), "loss": np.abs(one.loss - other.loss)}
+        assert {what for what, change in changes.items() if change > 0} == expected
+
+
+def train(run, theta, *, steps, rate, judged_by, until=-np.inf):
+    """Train by Adam on the same tasks again and again; give what each step begins with.
+
+    It ends where the mean of five steps is below `until`.
+    """
+    values, first, second = [], *([np.zeros_like(leaf) for leaf in jax.tree.leaves(theta)] for _ in range(2))
+    leaves, structure = jax.tree.flatten(jax.device_get(theta))
+    for step in range(steps):
+        answer = run(jax.tree.unflatten(structure, leaves), jnp.int32(step))
+        values.append(np.mean(answer.metrics.get(judged_by, answer.loss)))
+        if np.mean(values[-5:]) < until:
+            break
+        grads = [np.mean(leaf, 0) for leaf in jax.tree.leaves(answer.grads)]
+        first = [0.9 * one + 0.1 * grad for one, grad in zip(first, grads, strict=True)]
+        second = [0.99 * one + 0.01 * grad**2 for one, grad in zip(second, grads, strict=True)]
+        scale = rate * np.sqrt(1 - 0.99 ** (step + 1)) / (1 - 0.9 ** (step + 1))
+        leaves = [leaf - scale * m / (np.sqrt(v) + 1e-8) for leaf, m, v in zip(leaves, first, second, strict=True)]
+    return np.array(values)
+
+
+def test_loss_falls_in_training(walk):
+    def run(theta, step):
+        answers = [
+            walk.program(theta, walk.state, jax.random.key(0), walk.tasks[0], task, step) for task in walk.trained_on
+        ]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *answers)
+
+    values = train(run, walk.theta, steps=12, rate=0.03, judged_by=walk.case.judged_by)
+    assert np.isfinite(values).all()
+    assert bool(jax.tree.leaves(walk.theta)) == walk.case.learns
+    if walk.case.learns:
+        assert values[-1] < 0.95 * values[0]
+
+
+@pytest.fixture(scope="module")
+def sinusoids():
+    source = task_source(load_sinusoid(), "train", EpisodeSpec(1, 10, 10))
+    return jax.jit(source.sample, static_argnums=(2, 3))(jax.random.key(0), source.pool, source.spec, 4)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_interface(name, episode, batches):
-    """What a learner is trained on is its own affair; all adapt to tasks."""
-    learner = CASES[name](flat_model(context=name == "cavia"))
-    assert isinstance(learner, MetaLearner)
-    key = jax.random.key(0)
-    meta_params, state = learner.init(key, episode.support.inputs)
-    trained_on = batches if "classes" in options_of(ALGORITHMS[name]) else episode
-    loss, (new_state, metrics) = learner.loss(meta_params, state, trained_on, key, jnp.int32(0))
-    assert loss.shape == () and all(value.shape == () for value in metrics.values())
-    assert jax.tree.structure(new_state) == jax.tree.structure(state)
-    adapted = learner.adapt(meta_params, state, episode.support, key)
-    assert learner.predict(adapted, episode.query, key).shape == (6, 3)
-    jitted = jax.jit(learner.loss)(meta_params, state, trained_on, key, jnp.int32(0))[0]
-    np.testing.assert_allclose(loss, jitted, rtol=1e-4)
+def test_sinusoids_are_learned_or_refused(name, sinusoids):
+    case, factory = CASES[name], ALGORITHMS[name]
+    options = {**case.options, "criterion": REGRESSION} | ({"ways": 1} if "ways" in case.options else {})
+    model = mlp(1, hidden=(16,), context=3 if name == "cavia" else 0)
+    if case.regression is None:
+        with pytest.raises(ValueError, match="cannot regress. Use maml and its kin, r2d2, in-context or cnp"):
+            factory(model, **options)
+        return
+    learner, key = factory(model, **options | case.regression), jax.random.key(0)
+    theta, state = jax.jit(learner.init)(key, sinusoids.support.inputs[0])
+    gradient = jax.jit(jax.vmap(step_of(learner), (None, None, None, 0, None)))
+    # What always says zero is wrong by the mean square of the targets.
+    least = 0.95 * np.square(sinusoids.query.targets).mean()
+    steps = 200 if case.learns else 1
+    values = train(
+        lambda theta, step: gradient(theta, state, key, sinusoids, step),
+        theta,
+        **{"steps": steps, "rate": 0.02, "judged_by": "mse", "until": least},
+    )
+    assert np.isfinite(values).all() and values[-5:].mean() < least
+    task = jax.tree.map(lambda leaf: leaf[0], sinusoids)
+    adapted = jax.eval_shape(learner.adapt, theta, state, task.support, key)
+    assert jax.eval_shape(learner.predict, adapted, task.query, key).shape == (10, 1)
+
+
+@pytest.fixture(scope="module")
+def episode(source):
+    return jax.tree.map(lambda leaf: leaf[0], source.sample(jax.random.key(3), source.pool, source.spec, 1))
 
 
 def line_learner(**options):
@@ -160,7 +367,7 @@ def test_padding_changes_nothing(episode, norm):
         extra = batch._replace(inputs=batch.inputs[:2] * 7.0, targets=batch.targets[:2], weights=jnp.zeros(2))
         return jax.tree.map(lambda one, two: jnp.concatenate([one, two]), batch, extra)
 
-    learner = maml(tiny_model(), inner_optimizer=optax.sgd(0.1), norm=norm)
+    learner = maml(flat_model(), inner_optimizer=optax.sgd(0.1), norm=norm)
     key = jax.random.key(0)
     meta_params, state = learner.init(key, episode.support.inputs)
     gradient = jax.jit(jax.value_and_grad(lambda p, e: learner.loss(p, state, e, key, 0)[0]))

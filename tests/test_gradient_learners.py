@@ -1,10 +1,12 @@
 """The learners by gradient steps against their equations, on a line y = w x whose steps are written by hand."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from conftest import tiny_model
 from jaxmeta import (
@@ -16,6 +18,8 @@ from jaxmeta import (
     example_batch,
     fomaml,
     from_function,
+    from_linen,
+    from_nnx,
     imaml,
     maml,
     maml_plus_plus,
@@ -24,6 +28,7 @@ from jaxmeta import (
     mlp,
     reptile,
 )
+from jaxmeta.nn import BatchNorm
 
 KEY = jax.random.key(0)
 REGRESSION = {"criterion": CRITERIA["regression"]}
@@ -229,3 +234,70 @@ def test_every_step_has_its_own_normalisation(source):
     ]
     assert all(np.abs(changed - outputs(theta)).max() > 1e-4 for changed in with_rows)
     assert np.abs(with_rows[0] - with_rows[1]).max() > 1e-4
+
+
+class NamedByOthers(nnx.Module):
+    """Normalisations of either kind, with and without statistics, whose names say nothing."""
+
+    def __init__(self, rngs):
+        self.first, self.bn = nnx.Linear(4, 3, rngs=rngs), nnx.BatchNorm(3, rngs=rngs)
+        self.ln = nnx.LayerNorm(3, rngs=rngs)
+
+    def __call__(self, inputs):
+        return self.ln(self.bn(self.first(inputs)))
+
+
+class NamedInLinen(nn.Module):
+    @nn.compact
+    def __call__(self, inputs, train):
+        hidden = nn.BatchNorm(use_running_average=not train, use_scale=False, name="bn")(nn.Dense(3)(inputs))
+        return nn.GroupNorm(num_groups=1, name="gn")(hidden)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (
+            from_nnx(NamedByOthers, lambda rngs: nnx.Linear(3, 2, rngs=rngs)),
+            {"bn.scale", "bn.bias", "ln.scale", "ln.bias"},
+        ),
+        (from_linen(NamedInLinen(), nn.Dense(2)), {"bn.bias", "gn.scale", "gn.bias"}),
+        (from_linen(BatchNorm(), nn.Dense(2)), {"scale", "bias"}),
+        (mlp(2), set()),
+    ],
+    ids=["nnx", "linen", "by itself", "none"],
+)
+def test_normalisations_are_told_by_what_they_are_and_not_by_name(model, expected, recwarn):
+    theta, _ = jax.eval_shape(maml_plus_plus(model, num_steps=2).init, KEY, jnp.ones([5, 4]))
+    assert set(theta["norms"]) == {"['body']" + "".join(f"['{name}']" for name in path.split(".")) for path in expected}
+    assert not set(theta["norms"]) & set(theta["rates"])
+    assert len(theta["norms"]) + len(theta["rates"]) == len(jax.tree.leaves(theta["params"])) and not recwarn.list
+
+
+def test_a_state_without_a_scale_or_shift_is_warned_of():
+    model = from_nnx(
+        lambda rngs: nnx.BatchNorm(4, use_scale=False, use_bias=False, rngs=rngs),
+        lambda rngs: nnx.Linear(4, 2, rngs=rngs),
+    )
+    with pytest.warns(UserWarning, match="finds no scale or shift of a normalisation"):
+        jax.eval_shape(maml_plus_plus(model).init, KEY, jnp.ones([5, 4]))
+
+
+def test_queries_are_judged_after_every_step_only_while_it_counts():
+    """Three support losses and the last query loss; while the loss is of all steps, three more of the queries."""
+    sizes = []
+
+    def apply(w, inputs):
+        jax.debug.callback(lambda: sizes.append(len(inputs)))
+        return w * inputs
+
+    model = from_function(lambda key, inputs: jnp.ones(()), apply)
+    learner = maml_plus_plus(model, num_steps=3, multi_step_until=10, **REGRESSION)
+    support, query = line_episode()
+    task = Episode(support, jax.tree.map(lambda leaf: leaf[:2], query))
+    theta, state = learner.init(KEY, support.inputs)
+    for step, judged in ((0, 4), (9, 4), (10, 1), (99, 1)):
+        sizes.clear()
+        learner.loss(theta, state, task, KEY, step)
+        jax.effects_barrier()
+        assert sorted(sizes) == [2] * judged + [3] * 3

@@ -5,7 +5,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.test_util import check_grads
 
@@ -18,7 +17,6 @@ from jaxmeta import (
     from_function,
     in_context,
     load_sinusoid,
-    maml,
     metaoptnet,
     metaoptnet_ridge,
     mlp,
@@ -131,12 +129,6 @@ CLASSIFIERS = {
     "in-context": lambda: in_context(identity(), ways=4, width=8, layers=2, heads=2),
     "cnp": lambda: cnp(identity(), ways=4, width=8),
 }
-REGRESSORS = {
-    "maml": lambda model: maml(model, inner_optimizer=optax.sgd(0.01), criterion=REGRESSION),
-    "r2d2": lambda model: r2d2(model, ways=1, criterion=REGRESSION),
-    "in-context": lambda model: in_context(model, ways=1, width=16, layers=1, criterion=REGRESSION),
-    "cnp": lambda model: cnp(model, ways=1, width=32, criterion=REGRESSION),
-}
 
 
 def unpadded(batch, size):
@@ -176,26 +168,6 @@ def test_what_no_head_may_look_at(name):
 def sinusoids():
     source = task_source(load_sinusoid(), "train", EpisodeSpec(1, 5, 10))
     return source.sample(jax.random.key(0), source.pool, source.spec, 8)
-
-
-@pytest.mark.parametrize("name", REGRESSORS)
-def test_regressors_learn_sinusoids(name, sinusoids):
-    learner, key, optimizer = REGRESSORS[name](mlp(1)), jax.random.key(0), optax.adam(3e-3)
-    params, state = learner.init(key, sinusoids.support.inputs[0])
-
-    def mean_loss(params):
-        losses, (_, metrics) = jax.vmap(lambda episode: learner.loss(params, state, episode, key, 0))(sinusoids)
-        return losses.mean(), metrics["mse"].mean()
-
-    def step(carry, _):
-        params, opt_state = carry
-        values, grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
-        updates, opt_state = optimizer.update(grads, opt_state)
-        return (optax.apply_updates(params, updates), opt_state), values
-
-    (_, (losses, errors)) = jax.jit(lambda carry: jax.lax.scan(step, carry, None, 80))((params, optimizer.init(params)))
-    assert np.isfinite(losses).all()
-    assert losses[-10:].mean() < losses[:10].mean() and errors[-10:].mean() < 0.9 * errors[:10].mean()
 
 
 def test_cnp_loss_is_the_likelihood_of_what_it_predicts(sinusoids):

@@ -7,8 +7,12 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from jaxmeta import (
+    ALGORITHMS,
     CRITERIA,
+    DATASETS,
     Batch,
+    ClassPool,
+    Dataset,
     Episode,
     conv4,
     example_batch,
@@ -19,10 +23,14 @@ from jaxmeta import (
     relation,
     siamese,
 )
+from jaxmeta.algorithms import NEEDS_PAIRS
 from jaxmeta.algorithms.embedding import NEVER
 from jaxmeta.algorithms.siamese import pair_weights
+from jaxmeta.config import ConfigError
 from jaxmeta.models import full_context, relation_module
 from jaxmeta.nn import conv2d
+from jaxmeta.presets import PRESETS, with_algorithm
+from jaxmeta.workspace import open_workspace
 
 KEY = jax.random.key(0)
 IDENTITY = from_function(lambda key, x: {}, lambda params, x: x)
@@ -241,6 +249,25 @@ def test_siamese_refuses_tasks_without_a_pair_of_one_class():
     other = episode.query._replace(targets=jnp.array([2, 2, 2]))
     with pytest.raises(ValueError, match=r"support classes \[0, 1, 3\] and query classes \[2\]"):
         learner.loss(params, {}, Episode(episode.support, other), KEY, 0)
+    # Compiled, the targets are not known: what cannot be refused is no number, and training stops at it.
+    loss = jax.jit(
+        lambda targets: learner.loss(params, {}, episode._replace(query=other._replace(targets=targets)), KEY, 0)[0]
+    )
+    assert np.isnan(loss(other.targets)) and np.isfinite(loss(jnp.array([2, 2, 3])))
+
+
+def test_siamese_refuses_a_dataset_with_a_class_of_one_image(monkeypatch):
+    pool = ClassPool(np.zeros([6, 2, 28, 28, 1], np.uint8), np.array([2, 2, 2, 2, 1, 2], np.int32))
+    splits, names = ("train", "validation", "test"), tuple("abcdef")
+    dataset = Dataset("glyphs", "classification", dict.fromkeys(splits, pool), dict.fromkeys(splits, names))
+    monkeypatch.setitem(DATASETS, "glyphs", lambda **options: dataset)
+    config, given = PRESETS["glyphs-maml-5w1s"], "1 of 6 classes .* 'train' of glyphs, the first is 'e'"
+    with pytest.raises(ConfigError, match=f"siamese .* {given}.* one image only, make a second one"):
+        open_workspace(with_algorithm(config, "siamese"))
+    # Of others it is the shots and queries that are too many.
+    with pytest.raises(ConfigError, match="a class of .* has 1 images"):
+        open_workspace(with_algorithm(config, "protonet"))
+    assert set(NEEDS_PAIRS) <= set(ALGORITHMS)
 
 
 @pytest.mark.parametrize("name", FACTORIES)

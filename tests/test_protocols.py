@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from scipy.stats import ttest_rel
+from test_algorithms import CASES
 from test_checkpoint import train_state
 
 from conftest import flat_model
@@ -243,15 +244,15 @@ def episode(source):
     return jax.tree.map(lambda leaf: leaf[0], source.sample(jax.random.key(3), source.pool, source.spec, 1))
 
 
-def leaks(learners, episode):
-    """Test several learners in one program; without inner steps, which see no query image."""
+def leaks(learners, episode, *, num_steps=0):
+    """Test several learners in one program."""
 
     @jax.jit
     def both(key):
         found = []
         for learner in learners:
             meta_params, state = learner.init(key, episode.support.inputs)
-            found.append(leak_test(learner, meta_params, state, episode, key, num_steps=0))
+            found.append(leak_test(learner, meta_params, state, episode, key, num_steps=num_steps))
         return found
 
     return both(jax.random.key(0))
@@ -259,17 +260,17 @@ def leaks(learners, episode):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_leaks_where_it_says_so_and_nowhere_else(name, episode):
-    factory = ALGORITHMS[name]
-    options = {"inner_optimizer": optax.sgd(0.1), "inner_lr": 0.1, "num_steps": 1, "ways": 3, "norm": None}
-    options["classes"] = 12
-    chosen = {option: value for option, value in options.items() if option in options_of(factory)}
+    """After an inner step of those that take any, on a network that normalises."""
+    factory, options = ALGORITHMS[name], dict(CASES[name].options)
+    if "num_steps" in options:
+        options["num_steps"] = 1
     model = flat_model(context=name == "cavia")
-    if "norm" not in chosen:
-        (leak,) = leaks([factory(model, **chosen)], episode)
+    if "norm" not in options_of(factory):
+        (leak,) = leaks([factory(model, **options)], episode, num_steps=None)
         assert not leak.transductive, leak
         return
-    learners = [factory(model, **{**chosen, "norm": norm}) for norm in ("inductive", "transductive")]
-    inductive, transductive = leaks(learners, episode)
+    learners = [factory(model, **options | {"norm": norm}) for norm in ("inductive", "transductive")]
+    inductive, transductive = leaks(learners, episode, num_steps=None)
     assert not inductive.transductive and inductive.change <= 1e-5
     assert transductive.transductive and transductive.change > 1e-3
 

@@ -22,7 +22,7 @@ from jaxmeta.algorithms.relation import relation
 from jaxmeta.algorithms.reptile import reptile
 from jaxmeta.algorithms.ridge import r2d2, ridge_weights
 from jaxmeta.algorithms.scratch import scratch
-from jaxmeta.algorithms.siamese import siamese
+from jaxmeta.algorithms.siamese import ALTERNATIVE, siamese
 from jaxmeta.algorithms.svm import metaoptnet, metaoptnet_ridge
 
 ALGORITHMS = {
@@ -57,8 +57,12 @@ ALGORITHMS = {
     "cnp": cnp,
 }
 
+# Rows that learn from pairs of one class, and so need two images of each; and what to do for want of them.
+NEEDS_PAIRS = {"siamese": ALTERNATIVE}
+
 __all__ = [
     "ALGORITHMS",
+    "NEEDS_PAIRS",
     "NORMS",
     "Adaptation",
     "Head",

@@ -121,7 +121,11 @@ def gradient_learner(
             norms = result.per_step["grad_norm"]
             metrics |= {f"inner_grad_norm_{number + 1}": norms[number] for number in range(norms.shape[0])}
         if step_weights is not None:
-            value = _over_steps(judged, result, step_weights(step))
+            shares = step_weights(step)
+            # Once only the last counts, the queries are not judged after the others.
+            value = jax.lax.cond(
+                jnp.any(shares[:-1] != 0), lambda: _over_steps(judged, result, shares), lambda: shares[-1] * value
+            )
         return value, (inner, adapted, (adapted.state, metrics))
 
     def loss(theta, state, episode, key, step):

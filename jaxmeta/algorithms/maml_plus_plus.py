@@ -4,11 +4,13 @@
     loss = sum_t v_t L_query(phi_{t+1}, gamma_t, beta_t)                          multi-step loss, v annealed
 
 with a scale gamma_t and shift beta_t of every normalisation for each step, first-order gradients
-in the beginning, and a cosine schedule of the outer rate (an option of the outer optimiser).
+in the beginning, and a cosine schedule of the outer rate (an option of the outer optimiser). The
+paper's running statistics of each step are not kept: a step normalises by the support set's own.
 
 Antoniou, Edwards and Storkey, "How to Train Your MAML", 2019, arXiv 1810.09502.
 """
 
+import warnings
 from typing import Unpack
 
 import jax
@@ -33,6 +35,8 @@ def maml_plus_plus(
 
     Args:
       model: The network; all its parameters but the scales and shifts of normalisations are adapted.
+        A normalisation is told by the statistics that it keeps in the state, or by having a parameter
+        called `scale`, and none but it and a `bias`, as those of Flax have.
       inner_lr: What every learning rate begins with.
       multi_step_until: Outer steps over which the loss goes from the mean over inner steps to the
         last one alone; 0 begins with the last alone. The paper takes 10 of 100 epochs.
@@ -43,6 +47,7 @@ def maml_plus_plus(
     Returns:
       A `MetaLearner` whose meta-parameters are `{"params", "rates", "norms"}`: the initialisation,
       a rate for each array `[num_steps]`, and the scales and shifts by path `[num_steps, ...]`.
+      Its `init` warns of a model that keeps a state and has no scale or shift that it can tell.
 
     Raises:
       ValueError: as `maml`; for a number of steps below 1.
@@ -60,12 +65,13 @@ def maml_plus_plus(
 
     def init(key, inputs):
         params, state = model.init(key, inputs)
-        norms = {path: jnp.repeat(leaf[None], num_steps, axis=0) for path, leaf in _leaves(params) if _of_norm(path)}
-        phi = {path: leaf for path, leaf in _leaves(params) if not _of_norm(path)}
+        paths = _norm_paths(params, state)
+        norms = {path: jnp.repeat(leaf[None], num_steps, axis=0) for path, leaf in _leaves(params) if path in paths}
+        phi = {path: leaf for path, leaf in _leaves(params) if path not in paths}
         return {"params": params, "rates": learning_rates(phi, inner_lr, num_steps=num_steps), "norms": norms}, state
 
     def start(theta):
-        return {path: leaf for path, leaf in _leaves(theta["params"]) if not _of_norm(path)}
+        return {path: leaf for path, leaf in _leaves(theta["params"]) if path not in theta["norms"]}
 
     def params(phi, theta, index):
         norms = {path: jnp.take(rows, index, axis=0, mode="clip") for path, rows in theta["norms"].items()}
@@ -100,6 +106,26 @@ def _leaves(params: PyTree) -> list[tuple[str, jax.Array]]:
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
 
 
-def _of_norm(path: str) -> bool:
-    """Tell the scale and shift of a normalisation by the name of its layer, as Flax gives it."""
-    return "Norm" in path
+def _norm_paths(params: PyTree, state: PyTree) -> set[str]:
+    """Find the scales and shifts of normalisations, whatever their layers are called."""
+    leaves = jax.tree_util.tree_leaves_with_path
+    statistics = set()
+    for path, leaf in leaves(state):
+        # A layer is at one path in both trees, but that linen puts the name of a collection after "body" or "head".
+        statistics |= {(owner, jnp.shape(leaf)) for owner in (path[:-1], path[:1] + path[2:-1])}
+    names = {}
+    for path, _ in leaves(params):
+        names.setdefault(path[:-1], set()).add(str(getattr(path[-1], "key", "")))
+    scaled = {owner for owner, own in names.items() if "scale" in own and own <= {"scale", "bias"}}
+    found = {
+        jax.tree_util.keystr(path)
+        for path, leaf in leaves(params)
+        if path[:-1] in scaled or (path[:-1], jnp.shape(leaf)) in statistics
+    }
+    if jax.tree.leaves(state) and not found:
+        warnings.warn(
+            "maml_plus_plus finds no scale or shift of a normalisation in a model that keeps a state: none will have "
+            "values for each step. Let them lie beside their statistics, at one path in the parameters and the state.",
+            stacklevel=3,
+        )
+    return found

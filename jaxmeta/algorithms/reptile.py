@@ -25,7 +25,8 @@ def reptile(model: Model, *, batch_size: int = 10, **options: Unpack[LoopOptions
     """Make Reptile: `theta <- theta + eps mean_tasks (phi - theta)`; eps is the rate of an outer SGD.
 
     In training a task is its support and its query set together, as the paper's "train shots":
-    the loss does not ask for a held-out set. With outer Adam the difference is Adam's gradient.
+    the loss does not ask for a held-out set. With outer Adam the difference is Adam's gradient. The
+    inner optimiser starts anew in each task: an inner Adam carries no averages from task to task.
 
     Args:
       model: The network; all its parameters are adapted.

@@ -24,7 +24,8 @@ from jaxmeta.base import Batch, MetaLearner, Model
 
 ALTERNATIVE = (
     "Give each class an image in both sets (shots and queries of 1 or more); where a class has one image only, "
-    "make a second one of it by augmentation, or take a learner with an output for each class, as maml."
+    "make a second one of it by augmentation, or leave the class out. A learner with an output for each class, as "
+    "maml, takes tasks whose query set lacks one."
 )
 
 
@@ -33,7 +34,8 @@ def siamese(model: Model, *, ways: int, **options: Unpack[HeadOptions]) -> MetaL
 
     It is trained on all pairs of a support and a query image; those of one class have half of the
     weight together, and those of two the other half. The score of a class is the largest logit
-    among its support images.
+    among its support images. Without a pair of one class there is nothing to tell apart: the loss is
+    then not a number, which training stops at, and where the targets are known it is refused.
 
     Args:
       model: The embedding f.
@@ -75,7 +77,10 @@ def siamese(model: Model, *, ways: int, **options: Unpack[HeadOptions]) -> MetaL
     def pair_loss(params, support, query):
         same = query.targets[:, None] == support.targets
         losses = optax.sigmoid_binary_cross_entropy(pair_logits(params, query.inputs, support.inputs), same)
-        return jnp.sum(pair_weights(same, query.weights[:, None] * support.weights) * losses)
+        weights = query.weights[:, None] * support.weights
+        value = jnp.sum(pair_weights(same, weights) * losses)
+        # Learned from pairs of two classes alone, nothing would ever be the same, and no number would tell.
+        return jnp.where(jnp.any(same & (weights > 0)), value, jnp.nan)
 
     learner = embedding_learner(model, Head(init, lambda _, support: support, score, pair_loss), **options)
 
