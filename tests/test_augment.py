@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from jaxmeta import (
     AUGMENTATIONS,
@@ -22,7 +23,7 @@ from jaxmeta import (
     task_source,
 )
 from jaxmeta.config import Config, ConfigError, check_config, from_json, to_json
-from jaxmeta.data.augment import colour, horizontal_flip, mixup, quarter_turn, random_crop
+from jaxmeta.data.augment import _resampled, colour, horizontal_flip, mixup, quarter_turn, random_crop, warp
 from jaxmeta.judgement import protocol_of
 from jaxmeta.protocols import VARYING, Protocol, fingerprint
 from jaxmeta.workspace import open_workspace
@@ -52,6 +53,27 @@ def test_every_row_is_keyed_and_keeps_what_an_episode_is(name):
 def per_image(change, count=64, image=IMAGES[0]):
     keys = jax.random.split(KEY, count)
     return np.asarray(jax.jit(jax.vmap(lambda key: change(key, image)))(keys))
+
+
+def test_a_warp_is_an_affine_map_of_the_places():
+    """As SciPy computes it; and without a change nothing changes."""
+    matrix, shift, centre = np.array([[1.1, -0.1], [0.05, 0.9]], np.float32), np.array([0.4, -0.3], np.float32), 3.5
+    found = _resampled(IMAGES[0], matrix, shift)
+    for channel in range(3):
+        offset = centre + shift - matrix @ np.full(2, centre)
+        image = np.asarray(IMAGES[0, ..., channel])
+        wanted = scipy.ndimage.affine_transform(image, matrix, offset, order=1, mode="nearest")
+        np.testing.assert_allclose(found[..., channel], wanted, atol=1e-5)
+    np.testing.assert_allclose(_resampled(IMAGES[0], np.eye(2), np.zeros(2)), IMAGES[0], atol=1e-6)
+
+
+def test_a_warp_stays_near():
+    """A bright square in the middle of a large image stays within it, and no image is as it was."""
+    image = jnp.zeros([32, 32, 1]).at[12:20, 12:20].set(1.0)
+    warped = per_image(warp, image=image)
+    assert warped[:, :8].max() == warped[:, 24:].max() == warped[:, :, :8].max() == warped[:, :, 24:].max() == 0
+    assert all(0.5 < each.sum() / image.sum() < 2 for each in warped)
+    assert not any(np.allclose(each, image, atol=1e-3) for each in warped)
 
 
 def test_a_flip_is_its_own_inverse_and_comes_half_of_the_time():

@@ -17,6 +17,9 @@ from jaxmeta.data.episodes import TaskSource, task_keys
 # How far a crop is shifted, as a share of the image; and how far brightness, contrast and saturation are from 1.
 SHIFT = 1 / 8
 COLOUR = 0.4
+# How far the matrix of a warp is from the identity, in every entry, and its shift from 0, as a share of the image.
+BEND = 0.15
+DRIFT = 1 / 20
 # Folded into the key of a batch, beside the numbers of its tasks.
 _STREAM = 2**31 - 1
 
@@ -103,6 +106,41 @@ def colour(key: Key, image: jax.Array) -> jax.Array:
     return jnp.clip(grey + saturation * (image - grey), 0.0, 1.0)
 
 
+def warp(key: Key, image: jax.Array) -> jax.Array:
+    """Turn, stretch, slant and shift an image a little, as another hand would have drawn it.
+
+    `image(x)` becomes `image(c + A (x - c) + b)`, c the centre, every entry of A within 0.15 of the identity's and b
+    within a twentieth of the image.
+
+    Args:
+      key: Source of randomness.
+      image: `[height, width, channels]`.
+
+    Returns:
+      The image, bilinearly interpolated; beyond its edge is what is at the edge.
+
+    Example:
+      >>> warp(jax.random.key(0), jnp.ones([28, 28, 1])).shape
+      (28, 28, 1)
+    """
+    key_matrix, key_shift = jax.random.split(key)
+    matrix = jnp.eye(2) + BEND * jax.random.uniform(key_matrix, [2, 2], minval=-1.0)
+    shift = DRIFT * jnp.array(image.shape[:2]) * jax.random.uniform(key_shift, [2], minval=-1.0)
+    return _resampled(image, matrix, shift)
+
+
+def _resampled(image: jax.Array, matrix: jax.Array, shift: jax.Array) -> jax.Array:
+    height, width = image.shape[:2]
+    centre = (jnp.array([height, width]) - 1) / 2
+    pixels = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1)
+    places = (pixels - centre) @ matrix.T + centre + shift
+
+    def channel(values):
+        return jax.scipy.ndimage.map_coordinates(values, [places[..., 0], places[..., 1]], order=1, mode="nearest")
+
+    return jax.vmap(channel, in_axes=-1, out_axes=-1)(image)
+
+
 def mixup(key: Key, episode: Episode) -> Episode:
     """Mix the query images in pairs: `x = a x_i + (1 - a) x_j` with a uniform in [0, 1].
 
@@ -171,6 +209,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "crop": each_image(random_crop),
     "flip": each_image(horizontal_flip),
     "turn": each_class(quarter_turn),
+    "warp": each_image(warp),
     "colour": each_image(colour),
     "mixup": mixup,
 }
