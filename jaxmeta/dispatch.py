@@ -43,6 +43,7 @@ def compile_steps(
     Example:
       >>> import jax, optax
       >>> from jaxmeta import CRITERIA, EpisodeSpec, load_sinusoid, maml, mlp, task_source
+      >>> from jaxmeta import init_train_state, make_train_step
       >>> learner = maml(mlp(1), inner_optimizer=optax.sgd(0.01), criterion=CRITERIA["regression"])
       >>> source = task_source(load_sinusoid(), "train", EpisodeSpec(1, 10, 10))
       >>> key, optimizer = jax.random.key(0), optax.adam(1e-3)

@@ -129,6 +129,8 @@ def test_a_memory_map_is_read_and_not_loaded(both, pool, tmp_path):
     key, (device, _) = jax.random.key(0), both
     draw = jax.jit(lambda pool: device.sample(key, pool, device.spec, 3))
     assert_same(draw(device.pool), draw(placed))
+    with feed.pools_of_tasks(device._replace(pool=placed), key, [0], num_tasks=3, mesh=None) as pools:
+        assert_same(draw(device.pool), draw(next(pools)))
     # And without a program around it.
     assert_same(draw(device.pool), sample_episodes(key, placed, device.spec, 3))
 

@@ -116,7 +116,7 @@ def test_the_protocol_hash_is_that_of_the_canonical_json():
         ("episodes", 1, "episodes of at least 2; given 1"),
         ("part", "tset", "part='train' or 'validation' or 'test'; given 'tset'"),
         ("interval", "std", "interval='t-95 over tasks'; given 'std'"),
-        ("episodes_from", "lake", "episodes_from='sampled' or 'omniglot-challenge'; given 'lake'"),
+        ("episodes_from", "lake", "episodes_from='sampled' or 'varying' or 'omniglot-challenge'; given 'lake'"),
         ("norm", "transductve", "norm='transductive' or 'inductive' or 'running' or 'none'; given 'transductve'"),
         ("measured", "unsure", "measured=None or 'inductive' or 'transductive'; given 'unsure'"),
     ],

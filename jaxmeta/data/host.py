@@ -53,6 +53,7 @@ def on_host(pool: ClassPool) -> ClassPool:
       The pool, with `HostImages`.
 
     Example:
+      >>> import numpy as np
       >>> pool = on_host(ClassPool(np.zeros([9, 20, 28, 28, 1], np.uint8), np.full([9], 20, np.int32)))
       >>> pool.images.shape, [leaf.shape for leaf in jax.tree.leaves(pool)]
       ((9, 20, 28, 28, 1), [(9,)])

@@ -45,7 +45,7 @@ class HostImages:
         places = np.asarray(places)
         # One row an image: several times faster than indexing by two arrays. A view, since pools are contiguous.
         rows = self.array.reshape(-1, *self.shape[2:])
-        return np.take(rows, places[..., 0] * self.shape[1] + places[..., 1], axis=0)
+        return np.asarray(np.take(rows, places[..., 0] * self.shape[1] + places[..., 1], axis=0))
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["support", "query", "step"], meta_fields=["shape"])
