@@ -59,7 +59,7 @@ def arrays(run, step):
             ["--metagrad", "mixed_mode", "--inner-optimizer", "adam", "--inner-lr", "0.01", "--log-grad-norms"],
             marks=pytest.mark.slow,
         ),
-        ["--estimator", "pes"],
+        pytest.param(["--estimator", "pes"], marks=pytest.mark.slow),
         pytest.param(["--estimator", "bootstrapped", "--inner-optimizer", "momentum"], marks=pytest.mark.slow),
     ],
     ids=["implicit", "mixed mode", "pes", "bootstrapped"],

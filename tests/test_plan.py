@@ -178,6 +178,7 @@ def test_a_budget_that_cannot_be_met_leaves_nothing(tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_plan_that_is_searched_for_is_kept_and_resumed(tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["train", *LARGE, "--plan", "auto", "--out", str(out)]) == 0
