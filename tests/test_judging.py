@@ -11,8 +11,8 @@ from test_protocols import make_run, refused, told
 from jaxmeta import PROTOCOLS, ClassPool, Dataset, Protocol
 from jaxmeta.candidate import Request, open_run, with_protocol
 from jaxmeta.config import Config, ConfigError
+from jaxmeta.data.cache import write_dataset
 from jaxmeta.data.episodes import sample_episodes
-from jaxmeta.data.pools import write_dataset
 from jaxmeta.judgement import protocol_of, source_of, tasks_hash
 from jaxmeta.request import requested
 from jaxmeta.workspace import open_workspace, state_like

@@ -110,12 +110,3 @@ def with_rotations(pool: ClassPool, names: Sequence[str]) -> tuple[ClassPool, tu
     turned = np.concatenate([np.rot90(images, quarters, axes=(2, 3)) for quarters in range(4)])
     turned_names = tuple(f"{name}/rot{90 * quarters:03d}" for quarters in range(4) for name in names)
     return ClassPool(turned, np.tile(np.asarray(pool.counts), 4)), turned_names
-
-
-def __getattr__(name: str) -> Any:
-    # What is cached was here before; the cache is built of the nouns above, so it cannot be imported at the top.
-    if name in ("cache_dir", "cached_dataset", "read_dataset", "write_dataset"):
-        from jaxmeta.data import cache
-
-        return getattr(cache, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
