@@ -14,7 +14,7 @@ import pytest
 from archive_files import image_file, pack, real_images, same_pools
 
 from jaxmeta.data import DataError
-from jaxmeta.data.archive_pools import PoolPlan, photographs, pool_dataset, split_classes
+from jaxmeta.data.archive_pools import PoolPlan, photographs, pool_dataset, train_on_the_rest
 from jaxmeta.data.archives import ArchiveFile, ArchiveSource, Example, read_members
 from jaxmeta.data.images import read_image
 from jaxmeta.data.pickled import read_pickle
@@ -41,7 +41,9 @@ def source(file=None, class_names=("ant", "bee", "cat", "dog"), **fields):
 
 
 def plan(**fields):
-    return PoolPlan("toy", (source(**fields),), RECIPE, lambda names: split_classes(names, {"test": ("cat", "dog")}))
+    return PoolPlan(
+        "toy", (source(**fields),), RECIPE, lambda names: train_on_the_rest(names, {"test": ("cat", "dog")})
+    )
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from jaxmeta import EpisodeSpec, load_quickdraw, task_source
 from jaxmeta.data import DataError
-from jaxmeta.data.class_splits import split_classes, write_split
+from jaxmeta.data.divide import write_split
 from jaxmeta.data.quickdraw import CATEGORIES, HELD_OUT
 
 SPLITS = ("train", "validation", "test")
@@ -126,26 +126,8 @@ def test_missing_folders_are_named(bitmaps, tmp_path):
         load_quickdraw(data_dir=bitmaps, per_class=1)
     for path in sorted(bitmaps.iterdir())[5:]:
         path.unlink()
-    with pytest.raises(DataError, match="There are 5 classes; .* need 6: 2 to train on"):
+    with pytest.raises(DataError, match="5 classes do not do: .* need 2 to train on"):
         load_quickdraw(data_dir=bitmaps, per_class=4)
-
-
-def test_drawn_splits_are_disjoint_and_stable():
-    names = [f"class {i}" for i in range(100)]
-    split = split_classes(names, 0)
-    assert [len(split[part]) for part in SPLITS] == [70, 15, 15]
-    assert sorted(name for part in SPLITS for name in split[part]) == sorted(names)
-    assert split == split_classes(names[::-1], 0) and split != split_classes(names, 1)
-    # One class more: at most one of the others changes its part at each border.
-    grown = split_classes([*names, "another"], 0)
-    moved = [name for part in SPLITS for name in split[part] if name not in grown[part]]
-    assert len(moved) <= 2
-    # Few classes are divided so that every part has a task.
-    assert [len(of_part) for of_part in split_classes(names[:6]).values()] == [2, 2, 2]
-    assert [len(of_part) for of_part in split_classes(names[:20], ways=5).values()] == [10, 5, 5]
-    assert [len(of_part) for of_part in split_classes(names[:21], ways=5, train_ways=11).values()] == [11, 5, 5]
-    with pytest.raises(DataError, match="There are 20 classes; .* need 21: 11 to train on, 5 to validate"):
-        split_classes(names[:20], ways=5, train_ways=11)
 
 
 def test_a_split_that_cannot_be_written_is_no_error(tmp_path, caplog):

@@ -61,7 +61,7 @@ def photographs(image_size: int | None, default: int) -> ImageRecipe:
     return ImageRecipe(size, size, 3)
 
 
-def split_classes(class_names: Sequence[str], held_out: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+def train_on_the_rest(class_names: Sequence[str], held_out: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
     """Make a class split of what is held out of training; the rest is for training.
 
     Args:
@@ -72,7 +72,7 @@ def split_classes(class_names: Sequence[str], held_out: Mapping[str, Sequence[st
       "train", "validation" and "test", each in the order of `class_names`.
 
     Example:
-      >>> split_classes("abcd", {"validation": "c", "test": "a"})
+      >>> train_on_the_rest("abcd", {"validation": "c", "test": "a"})
       {'train': ('b', 'd'), 'validation': ('c',), 'test': ('a',)}
     """
     taken = {name for names in held_out.values() for name in names}

@@ -6,7 +6,7 @@ They differ in how the classes are split: by chance (CIFAR-FS), or by superclass
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jaxmeta.data.archive_pools import PoolPlan, photographs, pool_dataset, split_classes
+from jaxmeta.data.archive_pools import PoolPlan, photographs, pool_dataset, train_on_the_rest
 from jaxmeta.data.cifar_files import SIZE, cifar_sources
 from jaxmeta.data.pools import Dataset
 
@@ -104,7 +104,7 @@ def load_fc100(*, data_dir: Path | None = None, image_size: int | None = None) -
 
 
 def _load(name: str, held_out: Mapping[str, Sequence[str]], data_dir: Path | None, image_size: int | None) -> Dataset:
-    splits = split_classes(CLASSES, held_out)
+    splits = train_on_the_rest(CLASSES, held_out)
     plan = PoolPlan(
         name=name,
         sources=cifar_sources("cifar100", CLASSES),

@@ -1,9 +1,17 @@
 """Classes divided into those to train on, to validate with and to test on, by chance and the same everywhere."""
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+import json
+import logging
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from jaxmeta.data.pools import DataError
+from jaxmeta.data.pools import ClassPool, DataError
+
+_LOG = logging.getLogger(__name__)
 
 # As of the 100 classes of mini-ImageNet (Ravi and Larochelle, 2017): 64, 16 and 20.
 SHARES = {"validation": 0.16, "test": 0.20}
@@ -54,4 +62,51 @@ def divide_classes(
 
 def hash_order(names: Sequence[str], seed: int) -> list[str]:
     """Put names in an order that looks like chance, in which a new one finds its place and the others keep theirs."""
-    return sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    return sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest())
+
+
+def divide_pool(
+    pool: ClassPool, names: Sequence[str], split: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, ClassPool], dict[str, tuple[str, ...]]]:
+    """Divide a pool of classes as a split says.
+
+    Args:
+      pool: All classes.
+      names: `[classes]`.
+      split: Of each part its classes.
+
+    Returns:
+      The pool and the names of each part.
+
+    Example:
+      >>> import numpy as np
+      >>> pool = ClassPool(np.zeros([3, 1, 2, 2, 1], np.uint8), np.ones([3], np.int32))
+      >>> divide_pool(pool, ["a", "b", "c"], {"train": ["a", "c"], "test": ["b"]})[1]
+      {'train': ('a', 'c'), 'test': ('b',)}
+    """
+    place = {name: number for number, name in enumerate(names)}
+    chosen = {part: [place[name] for name in of_part] for part, of_part in split.items()}
+    pools = {part: ClassPool(pool.images[rows], pool.counts[rows]) for part, rows in chosen.items()}
+    return pools, {part: tuple(of_part) for part, of_part in split.items()}
+
+
+def write_split(path: Path, split: Mapping[str, Sequence[str]]) -> None:
+    """Write a split down as JSON, for those who want to know; where that fails, the log says so.
+
+    Args:
+      path: The file, beside the cached pool.
+      split: Of each part its classes.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    text = json.dumps({part: list(of_part) for part, of_part in split.items()}, indent=1)
+    try:
+        if path.is_file() and path.read_text() == text:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text)
+        os.replace(draft, path)
+    except OSError as error:
+        _LOG.warning("The split of the classes could not be written to %s (%s).", path, error.strerror or error)
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)

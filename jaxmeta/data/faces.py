@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmeta.data.brought import ImageFiles, choose_names, image_names, in_threads, pool_file, read_pool, some
 from jaxmeta.data.cache import cached_dataset
-from jaxmeta.data.class_splits import divide_pool, split_classes, write_split
+from jaxmeta.data.divide import divide_classes, divide_pool, write_split
 from jaxmeta.data.images import ImageError, read_image
 from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe
 
@@ -54,10 +54,10 @@ def load_faces(
 ) -> Dataset:
     """Load a folder of people as class pools of colour images, no person in two splits.
 
-    For verification draw pairs of them (`sample_pairs`), for recognition of a few people episodes. 70 % of the people
-    are for training, 15 % each for validation and test, drawn from `seed`; the split is written to a file beside the
-    cached pool. People of whom there is one image only are left out: such an image makes neither a pair of one person
-    nor a task with something to ask. (`load_pairs` reads them, where a published list has them.)
+    For verification draw pairs of them (`sample_pairs`), for recognition of a few people episodes. 64 % of the people
+    are for training, 16 % for validation and 20 % for test, drawn from `seed`; the split is written to a file beside
+    the cached pool. People of whom there is one image only are left out: such an image makes neither a pair of one
+    person nor a task with something to ask. (`load_pairs` reads them, where a published list has them.)
 
     Args:
       data_dir: A folder with one folder for each person, or one that `lfw` and its like were unpacked in.
@@ -93,11 +93,11 @@ def load_faces(
         left = len(everybody) - len(people)
         _LOG.warning("%d of %d people have fewer than two images, and are left out.", left, len(everybody))
     # Refused here if they are too few, before any is read.
-    split_classes(tuple(people), seed, ways=ways, train_ways=train_ways)
+    divide_classes(tuple(people), seed, ways=ways, train_ways=train_ways)
     path = pool_file(f"faces-{RECIPE}-{recipe.height}-{per_class}", people)
     stored = cached_dataset(path, lambda: _read(people, recipe), source=str(data_dir))
     names = stored.class_names["all"]
-    split = split_classes(names, seed, ways=ways, train_ways=train_ways)
+    split = divide_classes(names, seed, ways=ways, train_ways=train_ways)
     write_split(path.with_name(f"{path.stem}-split{seed}.json"), split)
     pools, pool_names = divide_pool(stored.splits["all"], names, split)
     return Dataset("faces", "classification", pools, pool_names, recipe=recipe)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from jaxmeta.data.archive_pools import PoolPlan, photographs, pool_dataset, split_classes
+from jaxmeta.data.archive_pools import PoolPlan, photographs, pool_dataset, train_on_the_rest
 from jaxmeta.data.archives import ArchiveFile, ArchiveSource, Example, damaged, read_members
 from jaxmeta.data.pools import Dataset
 
@@ -64,7 +64,7 @@ def load_fgvc_aircraft(*, data_dir: Path | None = None, image_size: int | None =
     in the archive and on https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/. The split: Triantafillou et al., 2020
     (arXiv 1903.03096), in aircraft_splits.json of its code.
     """
-    splits = split_classes(CLASSES, SPLITS)
+    splits = train_on_the_rest(CLASSES, SPLITS)
     recipe = photographs(image_size, SIZE)
     return pool_dataset(PoolPlan("fgvc_aircraft", (SOURCE,), recipe, lambda names: splits, edit=_no_banner), data_dir)
 

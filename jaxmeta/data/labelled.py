@@ -84,6 +84,11 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def is_hidden(name: str) -> bool:
+    """Tell whether a file or folder is none of its owner's: hidden, or left there by an operating system."""
+    return name.startswith(".") or name.casefold() in _LITTER
+
+
 def _of_folder(root: Path) -> Listing:
     skipped: list[tuple[Path, str]] = []
     seen = {_identity(root.stat())}
@@ -138,7 +143,7 @@ def _entries(folder: Path, seen: set, skipped: list[tuple[Path, str]]) -> tuple[
     except OSError as error:
         skipped.append((folder, f"cannot be read ({error.strerror})"))
         return [], []
-    for path in (folder / name for name in names if not name.startswith(".") and name.casefold() not in _LITTER):
+    for path in (folder / name for name in names if not is_hidden(name)):
         try:
             status = path.stat()
         except OSError as error:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmeta.data.brought import ImageFiles, pool_file, some
 from jaxmeta.data.cache import cached_dataset
-from jaxmeta.data.class_splits import divide_pool, split_classes, write_split
+from jaxmeta.data.divide import divide_classes, divide_pool, write_split
 from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe
 
 _LOG = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ def load_quickdraw(
     Of the 100,000 and more drawings of a category some are taken, evenly spread over its file. 200 of each are 54 MB
     in all; every further 100 are 27 MB.
 
-    If all 345 categories are there, the split is that of Meta-Dataset, 241 / 52 / 52. Of fewer, 70 % are for training
-    and 15 % each for validation and test, drawn from `seed`; that split is written to a file beside the cached pool,
+    If all 345 categories are there, the split is that of Meta-Dataset, 241 / 52 / 52. Of fewer, 64 % are for training,
+    16 % for validation and 20 % for test, drawn from `seed`; that split is written to a file beside the cached pool,
     which the log names.
 
     Args:
@@ -88,7 +88,7 @@ def load_quickdraw(
     files = _files(data_dir)
     names = tuple(files)
     published = _published_split(names)
-    split = published or split_classes(names, seed, ways=ways, train_ways=train_ways)
+    split = published or divide_classes(names, seed, ways=ways, train_ways=train_ways)
     path = pool_file(f"quickdraw-{RECIPE}-{per_class}", {name: ImageFiles(file) for name, file in files.items()})
     if published is None:
         written = path.with_name(f"{path.stem}-split{seed}.json")

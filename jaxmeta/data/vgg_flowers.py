@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmeta.data.archive_pools import PoolPlan, photographs, pool_dataset, split_classes
+from jaxmeta.data.archive_pools import PoolPlan, photographs, pool_dataset, train_on_the_rest
 from jaxmeta.data.archives import ArchiveFile, ArchiveSource, Example, damaged, read_members
 from jaxmeta.data.pools import DataError, Dataset
 
@@ -87,7 +87,7 @@ def split_flowers(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     if len(names) != len(CLASSES):
         raise DataError(f"This vgg_flowers has {len(names)} classes; it should have {len(CLASSES)}. Fetch it again.")
     held_out = {split: [str(names[label - 1]) for label in labels] for split, labels in SPLITS.items()}
-    return split_classes(names, held_out)
+    return train_on_the_rest(names, held_out)
 
 
 def _examples(paths: Mapping[str, Path]) -> Iterator[Example]:

@@ -9,10 +9,9 @@ import numpy as np
 
 from jaxmeta.data import DataError
 from jaxmeta.data.images import ImageError, read_image
+from jaxmeta.data.labelled import is_hidden
 from jaxmeta.data.pools import ImageRecipe
 
-# Larger files are no photographs: they are not even opened.
-MAX_BYTES = 2**28
 LAYOUT = "The support folder has one sub-folder for each class, with a few images of it."
 
 
@@ -57,7 +56,6 @@ def read_images(files: Iterable[Path], recipe: ImageRecipe) -> Images:
     pixels, read, skipped = [], [], []
     for path in files:
         try:
-            _check_file(path)
             pixels.append(read_image(path, recipe))
             read.append(path)
         except ImageError as error:
@@ -144,7 +142,7 @@ def shown(path: Path | str) -> str:
 
 def _entries(folder: Path) -> list[Path]:
     """List what is in a folder, in order, without what its owner is not shown either."""
-    return sorted(path for path in folder.iterdir() if not _is_hidden(path.name))
+    return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
 
 
 def _files_below(folder: Path, leave_out: Iterable[Path] = ()) -> Iterator[Path]:
@@ -152,7 +150,7 @@ def _files_below(folder: Path, leave_out: Iterable[Path] = ()) -> Iterator[Path]
     out = set(leave_out)
 
     def wanted(names: list[str], here: Path) -> list[str]:
-        return sorted(name for name in names if not _is_hidden(name) and (here / name).resolve() not in out)
+        return sorted(name for name in names if not is_hidden(name) and (here / name).resolve() not in out)
 
     def refuse(error: OSError):
         raise DataError(f"The folder {error.filename} cannot be read: {error.strerror}.") from error
@@ -161,19 +159,3 @@ def _files_below(folder: Path, leave_out: Iterable[Path] = ()) -> Iterator[Path]
         here = Path(where)
         folders[:] = wanted(folders, here)
         yield from (here / name for name in wanted(names, here))
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
-
-
-def _check_file(path: Path) -> None:
-    """Refuse what would be waited for, or read for long, and is no image."""
-    try:
-        if not path.is_file():
-            raise ImageError(f"{path} is no regular file.")
-        size = path.stat().st_size
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if size > MAX_BYTES:
-        raise ImageError(f"{path} has {size / 2**20:.0f} MiB; no photograph has more than {MAX_BYTES // 2**20}.")
