@@ -30,7 +30,7 @@ from jaxmeta.paper_protocols import PROTOCOLS
 from jaxmeta.parts import is_convolutional
 from jaxmeta.presets import PRESETS
 from jaxmeta.processes import is_first, is_joined, leave
-from jaxmeta.run_commands import compare_command, evaluate_command, serve_command
+from jaxmeta.run_commands import compare_command, evaluate_command, serve_command, verify_command
 from jaxmeta.start import default_out, refuse_changes, split_preset, stored_config
 
 USAGE = """\
@@ -42,6 +42,7 @@ commands:
   train [PRESET]   meta-train into a run folder and print its accuracy on held-out classes
   plan [PRESET]    time the ways of computing a run's step on this machine
   evaluate RUN     judge a run's best checkpoint
+  verify RUN       judge a run by pairs: are two images of one class?
   compare RUN RUN  judge two runs on the same tasks, and the difference between them
   adapt RUN        teach a run new classes by a folder of a few images, and label others
   predict SAVED    label images with what adapt --save kept
@@ -67,6 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         "train": _train,
         "plan": _plan,
         "evaluate": _printed(evaluate_command),
+        "verify": _printed(verify_command),
         "compare": _printed(compare_command),
         "adapt": _printed(partial(serve_command, "adapt")),
         "predict": _printed(partial(serve_command, "predict")),

@@ -252,7 +252,7 @@ def _show(arguments: list[str]) -> None:
 def _config(dataset: str, options: PrepareOptions | ShowOptions) -> Config:
     """Make a configuration that names the data, to load it as a run would."""
     _, config, _ = split_preset(["--dataset", dataset])
-    config = dataclasses.replace(config, dataset=dataset, data_dir=options.data_dir)
+    config = dataclasses.replace(config, dataset=dataset, data_dir=options.data_dir, image_size=options.image_size)
     if isinstance(options, PrepareOptions):
         config = dataclasses.replace(config, split=options.split)
     check_config(config)

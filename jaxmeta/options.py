@@ -51,6 +51,27 @@ class EvaluateOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class PairsOptions:
+    """Judge a run by verification: are two images of one class? With its curve, area and equal error rate."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help="The run's folder.", metavar="RUN")]
+    pairs: Annotated[int, tyro.conf.arg(help="How many are drawn, half of one class and half of two.")] = 3000
+    list: Annotated[
+        Path | None,
+        tyro.conf.arg(help="A published list of pairs instead, such as pairs.txt; None: drawn.", metavar="FILE"),
+    ] = None
+    split: Annotated[str, tyro.conf.arg(help="Where they are drawn. One of: test, validation, train.")] = "test"
+    data_dir: Annotated[Path | None, tyro.conf.arg(help="Where the run's data is now; None: as in training.")] = None
+    images: Annotated[
+        Path | None, tyro.conf.arg(help="Folder of the list's images; None: that of the run's data.", metavar="FOLDER")
+    ] = None
+    latest: Annotated[bool, tyro.conf.arg(help="Judge the latest checkpoint, not the best.")] = False
+    picture: Annotated[
+        Path | None, tyro.conf.arg(help="Where to draw the curve; None: roc.png in the run's folder.", metavar="PNG")
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True)
 class CompareOptions:
     """Judge the best checkpoints of two runs on the same tasks, and estimate the difference between them."""
 
@@ -157,6 +178,8 @@ class PlanOptions:
 
 _DATA_DIR = tyro.conf.arg(help="Folder with the data; None: the cache, or a download.")
 _DATASET = tyro.conf.arg(help=f"One of: {', '.join(DATASET_NAMES)}.", metavar="DATASET")
+_IMAGE_SIZE = tyro.conf.arg(help="Side of the images, as of `jaxmeta train`; None: as usual for each dataset.")
+_SPLIT = tyro.conf.arg(help="Class split of omniglot, as of `jaxmeta train`.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +188,8 @@ class PrepareOptions:
 
     dataset: Annotated[tyro.conf.Positional[str], _DATASET]
     data_dir: Annotated[Path | None, _DATA_DIR] = None
-    split: Annotated[str, tyro.conf.arg(help="Class split, as of `jaxmeta train`.")] = Config.split
+    split: Annotated[str, _SPLIT] = Config.split
+    image_size: Annotated[int | None, _IMAGE_SIZE] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,4 +224,5 @@ class ShowOptions:
     shots: Annotated[int, tyro.conf.arg(help="Support images of each class.")] = 1
     queries: Annotated[int, tyro.conf.arg(help="Query images of each class.")] = 5
     seed: Annotated[int, tyro.conf.arg(help="Which episode.")] = 0
+    image_size: Annotated[int | None, _IMAGE_SIZE] = None
     out: Annotated[Path | None, tyro.conf.arg(help="The picture; None: DATASET-episode.png.", metavar="PNG")] = None

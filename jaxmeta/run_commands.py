@@ -1,4 +1,4 @@
-"""`jaxmeta evaluate`, `compare`, `adapt` and `predict`: what is done with trained runs; each gives what to print."""
+"""`jaxmeta evaluate`, `verify`, `compare`, `adapt` and `predict`: what is done with trained runs."""
 
 import sys
 from typing import Any
@@ -7,7 +7,7 @@ import tyro
 
 from jaxmeta.config import ConfigError, check_name
 from jaxmeta.machine import Machine, open_mesh
-from jaxmeta.options import AdaptOptions, CompareOptions, EvaluateOptions, PredictOptions
+from jaxmeta.options import AdaptOptions, CompareOptions, EvaluateOptions, PairsOptions, PredictOptions
 from jaxmeta.parts import is_convolutional
 
 
@@ -34,8 +34,26 @@ def evaluate_command(arguments: list[str]) -> dict[str, Any]:
         ways=options.ways,
         shots=options.shots,
     )
-    for step in result["damaged_checkpoints"]:
-        print(f"checkpoint of step {step} is damaged and was passed over", file=sys.stderr)
+    _say_damaged(result)
+    return result
+
+
+def verify_command(arguments: list[str]) -> dict[str, Any]:
+    """Run `jaxmeta verify` with what follows it."""
+    from jaxmeta.verify_run import verify_run
+
+    options = tyro.cli(PairsOptions, args=arguments, prog="jaxmeta verify")
+    result = verify_run(
+        options.run,
+        pairs=options.pairs,
+        listed=options.list,
+        split=options.split,
+        data_dir=options.data_dir,
+        images=options.images,
+        latest=options.latest,
+        picture=options.picture or options.run / "roc.png",
+    )
+    _say_damaged(result)
     return result
 
 
@@ -64,6 +82,11 @@ def serve_command(command: str, arguments: list[str]) -> dict[str, Any]:
     for sentence in (*result["notes"], *(f"skipped: {sentence}" for sentence in result["skipped"])):
         print(sentence, file=sys.stderr)
     return result
+
+
+def _say_damaged(result: dict[str, Any]) -> None:
+    for step in result["damaged_checkpoints"]:
+        print(f"checkpoint of step {step} is damaged and was passed over", file=sys.stderr)
 
 
 def _check_least(options, **least: int) -> None:

@@ -35,6 +35,7 @@ ROOMS = [
     "train",
     "evaluate",
     "online",
+    "tuning",
     # Values that say how a number was got; the evaluation itself knows nothing of them.
     "protocols",
     "paper_protocols",
@@ -53,6 +54,7 @@ ROOMS = [
     "request",
     "judgement",
     "candidate",
+    "verify_run",
     "planning",
     "run",
     "sweep",
@@ -67,7 +69,7 @@ ROOMS = [
 ]
 # Who may import what is heavy or belongs to one room.
 ONLY_IN = {
-    "flax": {"nn", "models"},
+    "flax": {"nn", "models", "tuning"},
     "orbax": {"checkpoint"},
     "tensorflow_datasets": {"data"},
     "tyro": {"config", "options", "run_commands", "cli"},

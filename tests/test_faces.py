@@ -1,5 +1,6 @@
 """Faces from a folder of people: splits by person, published pairs and their folds, and on to a curve."""
 
+import itertools
 import json
 import logging
 
@@ -20,6 +21,7 @@ from jaxmeta import (
     verification_accuracy,
     verification_scores,
 )
+from jaxmeta.cli import main
 from jaxmeta.data import DataError, check_spec
 from jaxmeta.data.pools import ImageRecipe
 
@@ -127,6 +129,46 @@ def test_faces_to_pairs_to_a_curve(lfw, tmp_path):
         verification_scores(learner, params, {}, pairs.first, pairs.second), pairs.same, folds=pairs.fold
     )
     assert result.per_task.tolist() == [1.0, 1.0]
+
+
+def test_a_run_is_verified_from_the_command_line(lfw, tmp_path, capsys):
+    run = tmp_path / "run"
+    options = "--dataset faces --image-size 8 --algorithm siamese --model mlp --norm running --ways 3 --queries 1"
+    sizes = "--inner-steps 0 --eval-inner-steps 0 --eval-queries 1 --tasks 2 --steps 150 --outer-lr 0.003"
+    chosen = f"{options} {sizes} --validation-episodes 4 --eval-episodes 4 --data-dir {lfw} --out {run}"
+    assert main(["train", *chosen.split()]) == 0
+    capsys.readouterr()
+
+    def verified(*arguments):
+        assert main(["verify", str(run), *arguments]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    drawn = verified("--pairs", "400")
+    assert (run / "roc.png").stat().st_size > 0 and not drawn["damaged_checkpoints"]
+    assert (drawn["pairs"], drawn["folds"], drawn["pairs_from"]) == (400, 10, "drawn from split test")
+    # Colours that were never trained on: far from guessing, whatever the chip rounds.
+    assert drawn["area_under_roc"] > 0.75 and drawn["verification_accuracy"] > 0.6 > 0.4 > drawn["equal_error_rate"]
+    assert verified("--pairs", "400") == drawn
+    assert verified("--pairs", "400", "--split", "validation")["pairs_hash"] != drawn["pairs_hash"]
+    # Pairs with people of training are left out of a list: of those of test and validation at least one is.
+    test = [name for split in ("test", "validation") for name in load_faces(data_dir=lfw).class_names[split]]
+    kind = (
+        [f"{name}\t1\t2\n" for name in test[:3]],
+        [f"{one}\t1\t{other}\t2\n" for one, other in itertools.pairwise(test[:4])],
+    )
+    fold = "".join([*kind[0], "Person_A\t1\t2\n"][:4]) + "".join([*kind[1], "Person_A\t1\tPerson_B\t1\n"])
+    (tmp_path / "pairs.txt").write_text("2\t4\n" + 2 * fold)
+    listed = verified("--list", str(tmp_path / "pairs.txt"), "--picture", str(tmp_path / "listed.png"))
+    assert (listed["pairs_from"], listed["folds"]) == ("list pairs.txt", 2) and (tmp_path / "listed.png").is_file()
+    known = load_faces(data_dir=lfw).class_names["train"]
+    assert listed["pairs"] == 2 * (8 - ("Person_A" in known) - ("Person_A" in known or "Person_B" in known))
+    for wrong, message in (
+        (["--pairs", "41"], "--pairs is an even number, 20 at least"),
+        (["--images", str(lfw)], "leave it out without --list"),
+        (["--list", str(tmp_path / "none.txt")], "cannot be read"),
+    ):
+        assert main(["verify", str(run), *wrong]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_published_folds_are_kept():

@@ -383,6 +383,16 @@ def test_large_classes_and_large_folders_have_a_limit(tmp_path, cache, monkeypat
         load_folder(tmp_path, image_size=30000)
 
 
+def test_prepared_and_shown_in_the_size_that_is_asked_for(tmp_path, capsys):
+    root = make_classes(tmp_path / "things", [f"thing {number}" for number in range(15)], count=6)
+    sized = [f"folder:{root}", "--image-size", "24"]
+    assert main(["data", "prepare", *sized]) == 0
+    assert "90 images of 24x24x3" in capsys.readouterr().out
+    assert main(["data", "show", *sized, "--queries", "2", "--out", str(tmp_path / "small.png")]) == 0
+    assert main(["data", "show", "glyphs", "--image-size", "24"]) == 2
+    assert "its size is fixed" in capsys.readouterr().err and (tmp_path / "small.png").stat().st_size > 0
+
+
 # Splits.
 
 

@@ -1,0 +1,131 @@
+"""A classifier's training as an inner loop whose hyper-parameters are its theta.
+
+`inner_loop(training_objective(network, batch_size), hyper_sgd, num_steps, metagrad)` trains, and every hyper-parameter
+has a gradient through it: what `hypergradient` follows, and what the environment of `controller` runs.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import optax
+
+from jaxmeta.base import Batch, Key, PyTree
+from jaxmeta.inner import scale_by_rates
+from jaxmeta.losses import weighted_mean
+from jaxmeta.tuning.networks import Network
+
+
+class Hypers(NamedTuple):
+    """How a classifier is trained, as values within their ranges.
+
+    Attributes:
+      learning_rate: A number, or a tree that is a prefix of the parameters: one for each layer, for example.
+      momentum: How much of the last step's direction is kept, in [0, 1).
+      weight_decay: Strength of the pull of all parameters towards 0.
+      label_smoothing: Share of the target that goes to all classes alike, in [0, 1).
+      dropout: Standard deviation of the noise that hidden features are multiplied by.
+      augmentation: Standard deviation of the noise in each image's brightness and contrast.
+      example_weights: What each training example counts, `[examples]`; None for all alike.
+    """
+
+    learning_rate: PyTree
+    momentum: jax.Array | float = 0.0
+    weight_decay: jax.Array | float = 0.0
+    label_smoothing: jax.Array | float = 0.0
+    dropout: jax.Array | float = 0.0
+    augmentation: jax.Array | float = 0.0
+    example_weights: jax.Array | None = None
+
+
+def training_objective(network: Network, batch_size: int) -> Callable:
+    """Make the objective of a training: the loss of a mini-batch that is drawn from the key of its step.
+
+    `weighted mean of CE(z(x'), (1 - s) y + s / classes)`, x' the augmented image, z with dropout noise
+
+    Weight decay and the learning rates belong to the step, not to the loss: see `hyper_sgd`.
+
+    Args:
+      network: The classifier.
+      batch_size: Examples in a mini-batch, drawn with replacement.
+
+    Returns:
+      `(params, hypers, state, data, key) -> scalar, ()`, as `inner_loop` takes it; data is a `Batch`, the whole
+      training set.
+
+    Raises:
+      ValueError: fewer than one example in a mini-batch.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxmeta.tuning import conv_net
+      >>> network = conv_net(3, widths=(2,), hidden=4)
+      >>> data = Batch(jnp.ones([6, 4, 4, 1]), jnp.zeros([6], jnp.int32), jnp.ones([6]))
+      >>> params = network.init(jax.random.key(0), data.inputs)
+      >>> loss, _ = training_objective(network, 2)(params, Hypers(0.1), (), data, jax.random.key(1))
+      >>> loss.shape
+      ()
+    """
+    if batch_size < 1:
+        raise ValueError(f"training_objective needs a batch_size of 1 or more; given {batch_size}.")
+
+    def objective(params, hypers: Hypers, state, data: Batch, key: Key):
+        del state
+        key_batch, key_images, key_noise = jax.random.split(key, 3)
+        chosen = jax.random.randint(key_batch, [batch_size], 0, data.targets.shape[0])
+        inputs, targets, weights = (leaf[chosen] for leaf in data)
+        if hypers.example_weights is not None:
+            weights = weights * hypers.example_weights[chosen]
+        inputs = change_light(key_images, inputs, hypers.augmentation)
+        outputs = network.apply(params, inputs, key=key_noise, dropout=hypers.dropout)
+        soft = optax.smooth_labels(jax.nn.one_hot(targets, outputs.shape[-1]), hypers.label_smoothing)
+        return weighted_mean(optax.softmax_cross_entropy(outputs, soft), weights), ()
+
+    return objective
+
+
+def change_light(key: Key, images: jax.Array, strength: jax.Array | float) -> jax.Array:
+    """Change brightness and contrast of each image: `m + (1 + s a) (x - m) + s b`, m its mean, a and b from N(0, 1).
+
+    Args:
+      key: Source of randomness.
+      images: `[examples, height, width, channels]`.
+      strength: s; the derivative with respect to it goes through.
+
+    Returns:
+      Images of the same shape, not clipped.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> images = jnp.ones([2, 4, 4, 1])
+      >>> bool((change_light(jax.random.key(0), images, 0.0) == images).all())
+      True
+    """
+    contrast, brightness = jax.random.normal(key, [2, images.shape[0]] + [1] * (images.ndim - 1), images.dtype)
+    mean = images.mean(tuple(range(1, images.ndim)), keepdims=True)
+    return images + strength * (contrast * (images - mean) + brightness)
+
+
+def hyper_sgd(hypers: Hypers) -> optax.GradientTransformation:
+    """Make gradient descent with momentum and weight decay of values that may be learned.
+
+    `m <- momentum m + (g + weight_decay phi)`, `phi <- phi - learning_rate m`
+
+    Args:
+      hypers: The values; an inner loop's theta.
+
+    Returns:
+      An optax transformation.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> step = hyper_sgd(Hypers(0.1, momentum=0.5, weight_decay=1.0))
+      >>> updates, _ = step.update(jnp.ones(()), step.init(jnp.ones(())), jnp.ones(()))
+      >>> round(float(updates), 6)
+      -0.2
+    """
+    return optax.chain(
+        optax.add_decayed_weights(hypers.weight_decay),
+        optax.trace(hypers.momentum),
+        scale_by_rates(hypers.learning_rate),
+    )
