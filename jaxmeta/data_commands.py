@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 import logging
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from jaxmeta.config import Config, ConfigError, check_config, check_name
-from jaxmeta.data import DATASETS, Dataset, EpisodeSpec
+from jaxmeta.data import DATASETS, Dataset, EpisodeSpec, split_name
 from jaxmeta.data.cache import cache_dir
 from jaxmeta.data.cache_entries import CacheEntry, cache_entries, dataset_name, entries_named, remove_entry
 from jaxmeta.data.pictured import draw_pictures
@@ -127,6 +128,11 @@ def _prepare(arguments: list[str]) -> None:
         sizes = ", ".join(f"{split} {len(pool.counts):,}" for split, pool in dataset.splits.items())
         classes, images, pixels = _sizes(dataset)
         print(f"{dataset.name}: {classes:,} classes ({sizes}), {images:,} images of {pixels}")
+    if opened.problem:
+        raise OSError(
+            f"{dataset.name} was prepared, and could not be kept in {cache_dir()} ({opened.problem}): it would be "
+            "prepared again for every run. Set JAXMETA_CACHE to a folder with space that you may write to."
+        )
     if not opened.paths:
         print(f"read in {seconds:.1f} s; it is not kept in the cache, since it is read as fast without")
     for path in dict.fromkeys(opened.paths):
@@ -146,10 +152,12 @@ class _Opened(logging.Filter):
         super().__init__()
         self.paths: list[Path] = []
         self.prepared: set[Path] = set()
+        self.problem = ""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        path = getattr(record, "cached", None)
-        if path is not None:
+        path, problem = getattr(record, "cached", None), getattr(record, "problem", "")
+        self.problem = problem or self.problem
+        if path is not None and not problem:
             self.paths.append(path)
             if getattr(record, "prepared", False):
                 self.prepared.add(path)
@@ -164,7 +172,10 @@ def _watched() -> Iterator[_Opened]:
     log.addFilter(opened)
     log.setLevel(logging.INFO)
     try:
-        yield opened
+        with warnings.catch_warnings():
+            # Said as an error.
+            warnings.filterwarnings("ignore", message="The prepared data could not be kept")
+            yield opened
     finally:
         log.removeFilter(opened)
         log.setLevel(level)
@@ -226,10 +237,13 @@ def _show(arguments: list[str]) -> None:
 
     options = parse_options(ShowOptions, arguments, "jaxmeta data show")
     check_name("split", options.split, ("train", "validation", "test"))
-    config = _config(options.dataset, options)
     for name in ("ways", "shots", "queries"):
-        if getattr(options, name) < 1:
+        if (getattr(options, name) or 1) < 1 or getattr(options, name) == 0:
             raise ConfigError(f"--{name} must be at least 1; given {getattr(options, name)}.")
+    config = _config(options.dataset, options)
+    own = {"ways": config.ways, "shots": config.shots, "queries": config.queries}
+    usual = own if split_name(config.dataset)[1] else {"ways": 5, "shots": 1, "queries": 5}
+    sizes = {name: usual[name] if getattr(options, name) is None else getattr(options, name) for name in usual}
     if options.out is not None and options.out.is_dir():
         raise ConfigError(f"--out {options.out} is a folder; give the name of a PNG file.")
     dataset = load_dataset(config)
@@ -237,7 +251,7 @@ def _show(arguments: list[str]) -> None:
         raise ConfigError(f"--dataset {dataset.name} is regression and has no images to show; choose another dataset.")
     if options.split not in dataset.splits:
         raise ConfigError(f"{dataset.name} has no split {options.split!r}; it has {', '.join(dataset.splits)}.")
-    spec = EpisodeSpec(options.ways, options.shots, options.queries)
+    spec = EpisodeSpec(*sizes.values())
     try:
         pictures = draw_pictures(dataset, options.split, spec, options.seed)
     except ValueError as error:
@@ -252,6 +266,12 @@ def _show(arguments: list[str]) -> None:
 def _config(dataset: str, options: PrepareOptions | ShowOptions) -> Config:
     """Make a configuration that names the data, to load it as a run would."""
     _, config, _ = split_preset(["--dataset", dataset])
+    if split_name(dataset)[1]:
+        # How the classes of a folder are divided, and which have images enough, depends on the tasks.
+        sizes = {name: getattr(options, name) for name in ("ways", "shots", "queries")}
+        config = dataclasses.replace(config, **{name: value for name, value in sizes.items() if value is not None})
+        if options.queries is not None:
+            config = dataclasses.replace(config, eval_queries=options.queries)
     config = dataclasses.replace(config, dataset=dataset, data_dir=options.data_dir, image_size=options.image_size)
     if isinstance(options, PrepareOptions):
         config = dataclasses.replace(config, split=options.split)

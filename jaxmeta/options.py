@@ -179,6 +179,7 @@ class PlanOptions:
 _DATA_DIR = tyro.conf.arg(help="Folder with the data; None: the cache, or a download.")
 _DATASET = tyro.conf.arg(help=f"One of: {', '.join(DATASET_NAMES)}.", metavar="DATASET")
 _IMAGE_SIZE = tyro.conf.arg(help="Side of the images, as of `jaxmeta train`; None: as usual for each dataset.")
+_OF_FOLDER = tyro.conf.arg(help="For a folder, whose classes are divided by it: as of `jaxmeta train`.")
 _SPLIT = tyro.conf.arg(help="Class split of omniglot, as of `jaxmeta train`.")
 
 
@@ -190,6 +191,9 @@ class PrepareOptions:
     data_dir: Annotated[Path | None, _DATA_DIR] = None
     split: Annotated[str, _SPLIT] = Config.split
     image_size: Annotated[int | None, _IMAGE_SIZE] = None
+    ways: Annotated[int | None, _OF_FOLDER] = None
+    shots: Annotated[int | None, _OF_FOLDER] = None
+    queries: Annotated[int | None, _OF_FOLDER] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,9 +224,9 @@ class ShowOptions:
     dataset: Annotated[tyro.conf.Positional[str], _DATASET]
     data_dir: Annotated[Path | None, _DATA_DIR] = None
     split: Annotated[str, tyro.conf.arg(help="One of: train, validation, test.")] = "train"
-    ways: Annotated[int, tyro.conf.arg(help="Classes.")] = 5
-    shots: Annotated[int, tyro.conf.arg(help="Support images of each class.")] = 1
-    queries: Annotated[int, tyro.conf.arg(help="Query images of each class.")] = 5
+    ways: Annotated[int | None, tyro.conf.arg(help="Classes; None: 5.")] = None
+    shots: Annotated[int | None, tyro.conf.arg(help="Support images of each class; None: 1.")] = None
+    queries: Annotated[int | None, tyro.conf.arg(help="Query images of each class; None: 5, of a folder 4.")] = None
     seed: Annotated[int, tyro.conf.arg(help="Which episode.")] = 0
     image_size: Annotated[int | None, _IMAGE_SIZE] = None
     out: Annotated[Path | None, tyro.conf.arg(help="The picture; None: DATASET-episode.png.", metavar="PNG")] = None

@@ -208,3 +208,28 @@ def plot_roc(path: Path, curves: dict[str, Roc], title: str = "Are two images of
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=120)
+
+
+def plot_series(path: Path, at: Sequence[float], series: dict[str, list[tuple[float, float]]], x: str, y: str) -> None:
+    """Draw means with their 95 % intervals against what grows by factors.
+
+    Args:
+      path: Where to write the PNG.
+      at: Positive numbers, the places on a logarithmic axis.
+      series: Mean and half the interval at each place, by label.
+      x: Name of the axis.
+      y: Name of the other.
+    """
+    figure = _figure(6.4, 4.4)
+    axes = figure.subplots()
+    for number, (label, values) in enumerate(series.items()):
+        means, halves = np.array(values, float).T
+        axes.errorbar(at, means, np.where(np.isfinite(halves), halves, 0), color=f"C{number}", marker="o", label=label)
+    axes.set_xscale("log")
+    axes.set_xticks(at, [f"{place:g}" for place in at])
+    axes.minorticks_off()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)

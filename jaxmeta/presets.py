@@ -163,4 +163,8 @@ def with_algorithm(config: Config, algorithm: str) -> Config:
       >>> with_algorithm(PRESETS["glyphs-maml-5w1s"], "protonet").inner_steps
       0
     """
-    return dataclasses.replace(config, algorithm=algorithm, **ALGORITHM_DEFAULTS[algorithm])
+    defaults = dict(ALGORITHM_DEFAULTS[algorithm])
+    if "queries" in defaults:
+        # Few images of a class must do for another algorithm, too.
+        defaults["queries"] = min(config.queries, defaults["queries"])
+    return dataclasses.replace(config, algorithm=algorithm, **defaults)

@@ -1,6 +1,7 @@
 """Archives of images in any packing: the same pool, its origin recorded, what is dangerous or damaged refused."""
 
 import errno
+import resource
 import logging
 import random
 import re
@@ -273,6 +274,19 @@ def test_a_full_disk_names_the_remedy(members, folder, own_cache, monkeypatch):
     monkeypatch.setattr(archive_builder.tfds.core.GeneratorBasedBuilder, "download_and_prepare", no_space)
     with pytest.raises(DataError, match="no space in .* to prepare toy.*TMPDIR"):
         pool_dataset(plan(), folder)
+    assert not own_cache.exists()
+
+
+def test_a_writer_that_finds_no_space_is_understood(members, folder, own_cache, tmp_path, monkeypatch):
+    """A limit on the size of a file stands in for a full disk: the error is that of the library that writes."""
+    pack(folder / "toy.tar.gz", members)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(DataError, match="no space in .* to prepare toy.*TMPDIR"):
+            pool_dataset(plan(), folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not own_cache.exists()
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from jaxmeta import DATASETS, EpisodeSpec, sample_episodes
 from jaxmeta.cli import main
 from jaxmeta.data import pool_file
-from jaxmeta.data.cache import cached_dataset, read_dataset, write_dataset
+from jaxmeta.data.cache import cached_dataset, is_full_disk, read_dataset, write_beside, write_dataset
 from jaxmeta.data.pictured import draw_pictures
 from jaxmeta.data.pool_file import read_header, verify_dataset
 from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe
@@ -423,3 +423,50 @@ def test_show_draws_names_and_images_of_any_kind(own, tmp_path, capsys, monkeypa
     code, _, said = run(capsys, "show", "glyphs", "--queries", "2", "--ways", "7", "--out", "colour.png")
     assert code == 0, said
     assert Image.open(tmp_path / "colour.png").size[1] > small[1]
+
+
+# What lies beside a prepared data set.
+
+
+def test_a_note_is_written_whole_or_not_at_all(tmp_path, caplog):
+    pool = tmp_path / "cache" / "faces-1.npz"
+    note = write_beside(pool, "-split0.json", {"train": ["a"]})
+    assert note.name == "faces-1-split0.json" and json.loads(note.read_text()) == {"train": ["a"]}
+    assert os.listdir(pool.parent) == [note.name]
+    (tmp_path / "file").write_text("")
+    write_beside(tmp_path / "file" / "faces-1.npz", ".json", {})
+    assert "could not be written" in caplog.text and sorted(os.listdir(tmp_path)) == ["cache", "file"]
+
+
+def test_notes_are_cleared_with_what_they_are_about(own, capsys):
+    for seed in (0, 12):
+        write_beside(own / "glyphs-1.npz", f"-split{seed}.json", {})
+    (own / "glyphs-1-holidays.json").write_text("mine")
+    assert run(capsys, "clear", "glyphs")[0] == 0
+    assert os.listdir(own) == ["glyphs-1-holidays.json"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_known_by_number_and_by_words(number):
+    assert is_full_disk(OSError(number, "anything")) and not is_full_disk(OSError(errno.EACCES, "denied"))
+    # As a writer in another language says it.
+    assert is_full_disk(RuntimeError(f"write() failed: {os.strerror(number)} [type.googleapis.com/...]"))
+    try:
+        try:
+            raise OSError(number, "below")
+        except OSError as error:
+            raise RuntimeError("above") from error
+    except RuntimeError as error:
+        assert is_full_disk(error)
+
+
+def test_preparing_for_a_cache_that_cannot_be_written_fails(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JAXMETA_CACHE", str(tmp_path / "file"))
+    for place in range(15):
+        (tmp_path / "things" / str(place)).mkdir(parents=True)
+        for image in range(5):
+            Image.new("L", (8, 8), 10 * place + image).save(tmp_path / "things" / str(place) / f"{image}.png")
+    code, out, said = run(capsys, "prepare", f"folder:{tmp_path / 'things'}")
+    assert code == 1 and "could not be kept in" in said and "Set JAXMETA_CACHE" in said
+    assert "Warning" not in said and "read as fast" not in out and sorted(os.listdir(tmp_path)) == ["file", "things"]

@@ -393,6 +393,39 @@ def test_prepared_and_shown_in_the_size_that_is_asked_for(tmp_path, capsys):
     assert "its size is fixed" in capsys.readouterr().err and (tmp_path / "small.png").stat().st_size > 0
 
 
+def test_the_sizes_of_tasks_decide_on_the_classes_that_are_shown(tmp_path, cache, capsys):
+    """Of nine classes of five images tasks of two ways can be made, and none of five."""
+    root = make_classes(tmp_path / "nine", [f"thing {number}" for number in range(9)], count=5)
+    shown = ["data", "show", f"folder:{root}", "--out", str(tmp_path / "episode.png")]
+    assert main(shown) == 2 and "15 in all" in capsys.readouterr().err
+    assert main([*shown, "--ways", "2"]) == 0
+    assert main(["data", "prepare", f"folder:{root}", "--ways", "2"]) == 0
+    # The pool of the picture is that of the training.
+    assert len(list(cache.glob("folder-*.npz"))) == 1
+    assert main([*shown, "--ways", "2", "--queries", "5"]) == 2
+    assert "With fewer shots and queries" in capsys.readouterr().err
+    assert main(["data", "list"]) == 0 and str(root) in capsys.readouterr().out
+    assert main(["data", "verify", f"folder:{root}"]) == 0
+    assert main(["data", "clear", f"folder:{tmp_path}/nowhere/../nine"]) == 0
+    assert not list(cache.iterdir())
+
+
+def test_the_same_image_in_training_and_in_test_is_named(tmp_path, caplog):
+    root = make_classes(tmp_path / "things", NAMES)
+    parts = divide_classes(NAMES)
+    train, test = parts["train"][0], parts["test"][0]
+    copied = (root / train / "0.png").read_bytes()
+    (root / test / "copy.png").write_bytes(copied)
+    # Twice in one class, or in two of one split, is nothing that a test could gain from.
+    (root / train / "copy.png").write_bytes(copied)
+    load_folder(root, ways=2)
+    said = [record.getMessage() for record in caplog.records if "the same image" in record.getMessage()]
+    assert len(said) == 1 and f"in {train} (train) and in {test} (test)" in said[0]
+    caplog.clear()
+    load_folder(make_classes(tmp_path / "others", NAMES), ways=2)
+    assert "the same image" not in caplog.text
+
+
 # Splits.
 
 

@@ -1,6 +1,5 @@
 """From published archives to class pools: archive -> tensorflow-datasets -> `ClassPool` -> one cached file."""
 
-import errno
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmeta.data.archives import ArchiveSource, find_source
-from jaxmeta.data.cache import cache_dir, cached_dataset
+from jaxmeta.data.cache import cache_dir, cached_dataset, is_full_disk
 from jaxmeta.data.pool_file import read_dataset
 from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe
 from jaxmeta.data.prepared import cache_file, find_prepared
@@ -177,7 +176,7 @@ def _from_archives(plan: PoolPlan, source: ArchiveSource, paths: Mapping[str, Pa
         except Exception as error:  # Damaged archives and networks fail in a dozen ways.
             if isinstance(error, MemoryError | DataError):
                 raise
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            if is_full_disk(error):
                 raise DataError(
                     f"There is no space in {scratch} to prepare {plan.name}: it takes about twice the size of {names}. "
                     "Set TMPDIR to a folder with more."

@@ -6,13 +6,16 @@ it cannot be written or locked, the data set is still handed back.
 
 import contextlib
 import datetime
+import errno
 import glob
 import importlib.metadata
+import json
 import logging
 import os
 import time
+import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +94,54 @@ def cached_dataset(path: Path, build: Callable[[], Dataset], *, source: str = ""
             write_dataset(path, dataset, _made(source, seconds))
             _LOG.info("prepared in %.1f s and kept in %s", seconds, path, extra={"cached": path, "prepared": True})
         except OSError as error:
+            _LOG.info("not kept in %s", path, extra={"cached": path, "problem": error.strerror or str(error)})
             warnings.warn(
                 f"The prepared data could not be kept in {path} ({error.strerror or error}), so it will be "
                 "prepared again next time; set JAXMETA_CACHE to a folder with space that you may write to.",
                 stacklevel=2,
             )
     return dataset
+
+
+def write_beside(path: Path, ending: str, facts: Mapping[str, Any]) -> Path:
+    """Write facts about a cached data set down beside it, for those who want to know; the log says where that fails.
+
+    Args:
+      path: The `.npz` file.
+      ending: What the name of the note ends with, in place of ".npz"; it ends with ".json" itself.
+      facts: Plain values.
+
+    Returns:
+      The file that was written, or should have been.
+    """
+    note = path.with_name(path.stem + ending)
+    # The name of a draft of the data set itself, which is removed with it.
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    text = json.dumps(facts, indent=1) + "\n"
+    try:
+        if note.is_file() and note.read_text() == text:
+            return note
+        note.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text)
+        os.replace(draft, note)
+    except OSError as error:
+        _LOG.warning("%s could not be written (%s).", note, error.strerror or error)
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+    return note
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Tell whether an error, or what it came of, is that nothing more can be written: some say so in words only."""
+    numbers = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+    words = [os.strerror(number).lower() for number in numbers]
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, "errno", None) in numbers or any(word in str(cause).lower() for word in words):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _open(path: Path) -> tuple[Dataset | None, str]:
@@ -186,4 +231,13 @@ def _remove_drafts(path: Path) -> None:
             draft.unlink()
 
 
-__all__ = ["FORMAT_VERSION", "cache_dir", "cached_dataset", "locked", "read_dataset", "write_dataset"]
+__all__ = [
+    "FORMAT_VERSION",
+    "cache_dir",
+    "cached_dataset",
+    "is_full_disk",
+    "locked",
+    "read_dataset",
+    "write_beside",
+    "write_dataset",
+]

@@ -1,6 +1,7 @@
 """What is in the cache: listed, and removed without touching anything that is not the library's."""
 
 import contextlib
+import glob
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from jaxmeta.data.pools import DataError, Dataset
 
 # What writing and locking leave behind when they are killed: ".NAME.npz.PROCESS-RANDOM.tmp" and ".NAME.npz.lock".
 _LEFT_OVER = re.compile(r"\.(?P<name>.+\.npz)\.(?:\d+-[0-9a-f]{8}\.tmp|lock)")
+# What the names of notes beside a file end with: see `write_beside`.
+_NOTE = re.compile(r"(?:-split\d+)?\.json")
 # What follows the name of a data set in the name of its file: numbers, and the beginning of a checksum.
 _ENDING = re.compile(r"(?:-[0-9a-z]+)*-(?:\d+|[0-9a-f]{12,64})")
 
@@ -85,7 +88,8 @@ def _left_over_of(name: str) -> str | None:
 
 def _files(path: Path) -> list[Path]:
     """List what belongs to a prepared data set: its file, the notes beside it, and what was left over."""
-    own = [path, path.with_suffix(".json")] if path.exists() else []
+    notes = path.parent.glob(f"{glob.escape(path.stem)}*.json")
+    own = [path, *(note for note in notes if _NOTE.fullmatch(note.name[len(path.stem) :]))] if path.exists() else []
     left = [file for file in path.parent.glob(".*") if _left_over_of(file.name) == path.name]
     return [file for file in [*own, *left] if file.is_file()]
 
@@ -95,19 +99,25 @@ def entries_named(entries: Sequence[CacheEntry], name: str) -> list[CacheEntry]:
 
     Args:
       entries: Of `cache_entries`.
-      name: "omniglot-1-0123456789abcdef", with or without ".npz", or "omniglot".
+      name: "omniglot-1-0123456789abcdef", with or without ".npz", or "omniglot", or "folder:PATH".
 
     Returns:
       The entries.
     """
     exact = [entry for entry in entries if name in (entry.path.name, entry.path.stem)]
-    # A folder's data set has a name of its own, but its file begins with "folder".
+    row, _, place = name.partition(":")
+    if place:
+        name = f"{row}:{Path(place).expanduser().resolve()}"
+    # All folders' files begin with "folder".
     return exact or [entry for entry in entries if name in (dataset_name(entry), entry.path.stem.split("-")[0])]
 
 
 def dataset_name(entry: CacheEntry) -> str:
-    """Tell the data set of an entry, by its file's name where its header cannot be read."""
-    return entry.header.get("name") or entry.path.stem.split("-")[0]
+    """Tell the data set of an entry, by its file's name where its header cannot be read; a folder by its path."""
+    row, source = entry.path.stem.split("-")[0], (entry.header.get("made") or {}).get("source")
+    if row == "folder" and source:
+        return f"folder:{source}"
+    return entry.header.get("name") or row
 
 
 def remove_entry(entry: CacheEntry) -> int | None:

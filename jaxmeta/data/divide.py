@@ -1,17 +1,9 @@
 """Classes divided into those to train on, to validate with and to test on, by chance and the same everywhere."""
 
-import contextlib
 import hashlib
-import json
-import logging
-import os
-import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from jaxmeta.data.pools import ClassPool, DataError
-
-_LOG = logging.getLogger(__name__)
 
 # As of the 100 classes of mini-ImageNet (Ravi and Larochelle, 2017): 64, 16 and 20.
 SHARES = {"validation": 0.16, "test": 0.20}
@@ -88,25 +80,3 @@ def divide_pool(
     chosen = {part: [place[name] for name in of_part] for part, of_part in split.items()}
     pools = {part: ClassPool(pool.images[rows], pool.counts[rows]) for part, rows in chosen.items()}
     return pools, {part: tuple(of_part) for part, of_part in split.items()}
-
-
-def write_split(path: Path, split: Mapping[str, Sequence[str]]) -> None:
-    """Write a split down as JSON, for those who want to know; where that fails, the log says so.
-
-    Args:
-      path: The file, beside the cached pool.
-      split: Of each part its classes.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    text = json.dumps({part: list(of_part) for part, of_part in split.items()}, indent=1)
-    try:
-        if path.is_file() and path.read_text() == text:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text)
-        os.replace(draft, path)
-    except OSError as error:
-        _LOG.warning("The split of the classes could not be written to %s (%s).", path, error.strerror or error)
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)

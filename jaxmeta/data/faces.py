@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmeta.data.brought import ImageFiles, choose_names, image_names, in_threads, pool_file, read_pool, some
-from jaxmeta.data.cache import cached_dataset
-from jaxmeta.data.divide import divide_classes, divide_pool, write_split
+from jaxmeta.data.cache import cached_dataset, write_beside
+from jaxmeta.data.divide import divide_classes, divide_pool
 from jaxmeta.data.images import ImageError, read_image
 from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe
 
@@ -98,7 +98,7 @@ def load_faces(
     stored = cached_dataset(path, lambda: _read(people, recipe), source=str(data_dir))
     names = stored.class_names["all"]
     split = divide_classes(names, seed, ways=ways, train_ways=train_ways)
-    write_split(path.with_name(f"{path.stem}-split{seed}.json"), split)
+    write_beside(path, f"-split{seed}.json", split)
     pools, pool_names = divide_pool(stored.splits["all"], names, split)
     return Dataset("faces", "classification", pools, pool_names, recipe=recipe)
 

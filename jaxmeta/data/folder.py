@@ -9,11 +9,10 @@ import hashlib
 import json
 import logging
 import os
-import uuid
 from pathlib import Path
 from typing import Any
 
-from jaxmeta.data.cache import cache_dir, cached_dataset
+from jaxmeta.data.cache import cache_dir, cached_dataset, write_beside
 from jaxmeta.data.folder_pool import Wanted, left_out_sentence, prepare_folder
 from jaxmeta.data.images import reads_heic
 from jaxmeta.data.labelled import Listing, list_labelled, printable
@@ -88,10 +87,14 @@ def load_folder(
     def build() -> Dataset:
         dataset, facts = prepare_folder(place, listing, wanted)
         made.update(facts)
-        _write_record(record, facts)
+        write_beside(path, ".json", facts)
         return dataset
 
-    dataset = cached_dataset(path, build)
+    dataset = cached_dataset(path, build, source=printable(str(place.resolve())))
+    if not path.is_file():
+        # A record of a pool that could not be kept would be nobody's.
+        with contextlib.suppress(OSError):
+            record.unlink(missing_ok=True)
     with contextlib.suppress(OSError, ValueError, LookupError):
         _report(place, made or json.loads(record.read_text()), record, new=bool(made))
     # The folder may have another name than when it was cached.
@@ -135,18 +138,6 @@ def _key(place: Path, listing: Listing, wanted: Wanted) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write_record(record: Path, facts: dict[str, Any]) -> None:
-    draft = record.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    # Where it cannot be written the pool cannot either, and `cached_dataset` says so.
-    with contextlib.suppress(OSError):
-        try:
-            record.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(facts, indent=1) + "\n")
-            os.replace(draft, record)
-        finally:
-            draft.unlink(missing_ok=True)
-
-
 def _report(place: Path, facts: dict[str, Any], record: Path, new: bool) -> None:
     """Say what was skipped, a line for each reason, and where the whole list is."""
     reasons: dict[str, list[tuple[str, str]]] = {}
@@ -158,6 +149,11 @@ def _report(place: Path, facts: dict[str, Any], record: Path, new: bool) -> None
         more = f" and {len(others) - _EXAMPLES} more" if len(others) > _EXAMPLES else ""
         also = f"; likewise {', '.join(others[:_EXAMPLES])}{more}" if others else ""
         _LOG.warning("%s: skipped %s, which %s%s", place, first, of_reason[0][1], also)
+    for one, others in facts.get("alike", {}).items():
+        _LOG.warning(
+            "%s: the same image is in %s and in %s: what is tested must not be trained on. Leave one of them out.",
+            *(place, one, " and ".join(others)),
+        )
     if facts["left_out"]:
         _LOG.warning("%s: %s", place, left_out_sentence(facts["left_out"], facts["least_images"]))
     if new:

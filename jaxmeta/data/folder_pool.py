@@ -96,16 +96,34 @@ def prepare_folder(place: Path, listing: Listing, wanted: Wanted) -> tuple[Datas
         "splits": {split: {name: len(images_of[name]) for name in of_split} for split, of_split in names.items()},
         "left_out": left_out,
         "least_images": wanted.least_images,
+        "alike": _alike(names, images_of),
         "skipped": [[printable(str(path)), reason] for path, reason in skipped],
     }
     return Dataset(_content_hash(names, pools), "classification", pools, names, recipe=recipe), facts
+
+
+def _alike(names: Mapping[str, Sequence[str]], images_of: Mapping[str, Sequence[np.ndarray]]) -> dict[str, list[str]]:
+    """Find pairs of classes, in two splits, that share an image: `"class of split": its counterparts`."""
+    seen: dict[bytes, tuple[str, str]] = {}
+    shared: dict[str, list[str]] = {}
+    for split, of_split in names.items():
+        for name in of_split:
+            for pixels in images_of[name]:
+                first_split, first = seen.setdefault(hashlib.sha256(pixels.tobytes()).digest(), (split, name))
+                pair = f"{first} ({first_split})", f"{name} ({split})"
+                if first_split != split and pair[1] not in shared.setdefault(pair[0], []):
+                    shared[pair[0]].append(pair[1])
+    return shared
 
 
 def left_out_sentence(left_out: Mapping[str, int], least: int) -> str:
     """Name the classes with too few images, and the numbers."""
     listed = ", ".join(f"{name} ({count})" for name, count in sorted(left_out.items())[:10])
     more = f" and {len(left_out) - 10} more" if len(left_out) > 10 else ""
-    return f"Left out for having fewer than {least} usable images, support and query together: {listed}{more}."
+    return (
+        f"Left out for having fewer than {least} usable images, support and query together: {listed}{more}. With fewer "
+        "shots and queries (those of the evaluation, too) fewer do."
+    )
 
 
 def _at_most(files: Sequence[Path], skipped: list[tuple[Path, str]]) -> list[Path]:

@@ -5,15 +5,15 @@ there or from the published archives, and kept as one small file of 28x28 images
 comes out is the same, pixel for pixel, whichever copy it was read from.
 """
 
-import errno
 import io
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from jaxmeta.data.cache import cache_dir, cached_dataset, read_dataset
+from jaxmeta.data.cache import cache_dir, cached_dataset, is_full_disk, read_dataset
 from jaxmeta.data.omniglot_splits import CHALLENGE_SPLITS, SPLITS
 from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe, with_rotations
 from jaxmeta.data.prepared import cache_file, file_hashes, find_prepared
@@ -185,10 +185,15 @@ def _from_archives(folder: Path | None) -> Dataset:
         try:
             prepared = builder.prepare(folder, Path(scratch))
         except Exception as error:  # Damaged archives and networks fail in a dozen ways.
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                raise
+            if is_full_disk(error):
+                raise DataError(
+                    f"There is no space in {scratch} to prepare Omniglot: it takes about 50 MB. Set TMPDIR to a folder "
+                    "with more."
+                ) from error
             if folder is not None:
-                raise DataError(f"The archives in {folder} cannot be read ({error}). Fetch {_BOTH} again.") from error
+                damaged = [name for name in NEEDED_ARCHIVES if not zipfile.is_zipfile(folder / name)]
+                again = " and ".join(damaged) or _BOTH
+                raise DataError(f"The archives in {folder} cannot be read ({error}). Fetch {again} again.") from error
             raise DataError(
                 f"Omniglot could not be downloaded ({error}). Give as data_dir a folder with {_BOTH}, "
                 "or try again with a network."

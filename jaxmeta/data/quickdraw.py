@@ -13,8 +13,8 @@ from urllib.parse import unquote
 import numpy as np
 
 from jaxmeta.data.brought import ImageFiles, pool_file, some
-from jaxmeta.data.cache import cached_dataset
-from jaxmeta.data.divide import divide_classes, divide_pool, write_split
+from jaxmeta.data.cache import cached_dataset, write_beside
+from jaxmeta.data.divide import divide_classes, divide_pool
 from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe
 
 _LOG = logging.getLogger(__name__)
@@ -91,8 +91,7 @@ def load_quickdraw(
     split = published or divide_classes(names, seed, ways=ways, train_ways=train_ways)
     path = pool_file(f"quickdraw-{RECIPE}-{per_class}", {name: ImageFiles(file) for name, file in files.items()})
     if published is None:
-        written = path.with_name(f"{path.stem}-split{seed}.json")
-        write_split(written, split)
+        written = write_beside(path, f"-split{seed}.json", split)
         _LOG.warning(
             "%d of the %d categories of Quick, Draw! are there: the split is drawn from seed %d, and not that of "
             "Meta-Dataset. It is written in %s.",

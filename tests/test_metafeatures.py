@@ -1,0 +1,146 @@
+"""Features of tasks against NumPy, scikit-learn and SciPy; the configuration that worked on similar tasks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.decomposition import PCA
+from sklearn.metrics import accuracy_score
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+
+from jaxmeta.base import Batch
+from jaxmeta.tuning import (
+    Experience,
+    expected_scores,
+    fit_pca,
+    landmark_features,
+    pca_features,
+    project,
+    statistical_features,
+    task_features,
+    warm_start,
+)
+
+WAYS = 3
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Twelve examples of three classes that overlap, four columns of different spread."""
+    rng = np.random.default_rng(1)
+    targets = np.repeat([0, 1, 2], [3, 4, 5])
+    inputs = rng.normal(size=[12, 4]) * [3, 1, 0.5, 0.1] + 1.5 * targets[:, None]
+    return Batch(jnp.asarray(inputs, jnp.float32), jnp.asarray(targets), jnp.ones(12))
+
+
+def padded(batch):
+    """The same task with two examples that do not count."""
+    more = jnp.full([2, *batch.inputs.shape[1:]], 77.0)
+    return Batch(
+        jnp.concatenate([batch.inputs, more]),
+        jnp.append(batch.targets, jnp.array([1, 2])),
+        jnp.append(batch.weights, jnp.zeros(2)),
+    )
+
+
+def test_pca_equals_that_of_sklearn(data):
+    theirs = PCA(3).fit(np.asarray(data.inputs))
+    ours = fit_pca(data.inputs, 3)
+    np.testing.assert_allclose(ours.variances, theirs.explained_variance_, rtol=1e-4)
+    np.testing.assert_allclose(ours.mean, theirs.mean_, rtol=1e-4)
+    signs = np.sign(np.sum(np.asarray(ours.directions) * theirs.components_, 1))
+    np.testing.assert_allclose(ours.directions, theirs.components_ * signs[:, None], atol=1e-4)
+    np.testing.assert_allclose(project(ours, data.inputs), theirs.transform(data.inputs) * signs, atol=1e-3)
+    white = PCA(3, whiten=True).fit(np.asarray(data.inputs))
+    np.testing.assert_allclose(project(ours, data.inputs, whiten=True), white.transform(data.inputs) * signs, atol=1e-3)
+    # The sign is ours to choose, and chosen by the largest entry.
+    rows = np.asarray(ours.directions)
+    assert (np.take_along_axis(rows, np.abs(rows).argmax(1, keepdims=True), 1) > 0).all()
+
+
+@pytest.mark.parametrize("components", [0, 5, 12])
+def test_more_components_than_there_are_are_refused(data, components):
+    with pytest.raises(ValueError, match=f"12 examples of 4 numbers have at most 4 principal .* given {components}"):
+        fit_pca(data.inputs, components)
+
+
+def test_statistics_equal_those_of_scipy(data):
+    found = np.asarray(statistical_features(data, WAYS))
+    everything = np.asarray(data.inputs).ravel()
+    shares = np.array([3, 4, 5]) / 12
+    means = np.stack([np.asarray(data.inputs)[np.asarray(data.targets) == way].mean(0) for way in range(WAYS)])
+    within = np.mean(np.sum((np.asarray(data.inputs) - means[np.asarray(data.targets)]) ** 2, 1))
+    between = np.sum(shares * np.sum((means - shares @ means) ** 2, 1))
+    expected = [np.log(12), stats.entropy(shares) / np.log(3), everything.mean(), everything.std()]
+    expected += [stats.skew(everything), stats.kurtosis(everything), np.log(between / within)]
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-5)
+
+
+def test_landmarks_equal_leave_one_out(data):
+    inputs, targets = np.asarray(data.inputs), np.asarray(data.targets)
+    found = np.asarray(landmark_features(data, WAYS))
+    for value, classifier in zip(found, (KNeighborsClassifier(1), NearestCentroid()), strict=True):
+        predicted = cross_val_predict(classifier, inputs, targets, cv=LeaveOneOut())
+        np.testing.assert_allclose(value, accuracy_score(targets, predicted), atol=1e-6)
+    # The only one of its class cannot be predicted from the others.
+    alone = Batch(data.inputs[:4], jnp.array([0, 0, 0, 1]), jnp.ones(4))
+    assert (np.asarray(landmark_features(alone, WAYS)) <= 0.75).all()
+
+
+def test_principal_components_of_a_task(data):
+    pca = fit_pca(data.inputs, 2)
+    task = Batch(data.inputs[:5], data.targets[:5], data.weights[:5])
+    along = np.asarray(project(pca, task.inputs)) / np.sqrt(np.asarray(pca.variances))
+    expected = np.concatenate([along.mean(0), 0.5 * np.log(along.var(0) + 1e-4)])
+    np.testing.assert_allclose(pca_features(pca, task), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_examples_that_do_not_count_change_nothing(data):
+    pca = fit_pca(data.inputs, 2)
+    describe = jax.jit(lambda batch: task_features(pca, batch, WAYS))
+    one, other = describe(data), describe(padded(data))
+    assert one.shape == (13,) and np.isfinite(one).all()
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    # An empty task has features too, and no NaN.
+    assert np.isfinite(describe(data._replace(weights=jnp.zeros(12)))).all()
+
+
+def test_the_configuration_that_worked_on_similar_tasks():
+    """Small tasks want configuration 0, large ones 1; 2 was tried on one task only, and 3 nowhere."""
+    nan = np.nan
+    features = jnp.array([[1.0, 5.0], [2.0, 5.0], [8.0, 5.0], [9.0, 5.0]])
+    scores = jnp.array([[0.9, 0.5, nan, nan], [0.8, 0.4, nan, nan], [0.3, 0.7, 0.6, nan], [0.2, 0.8, nan, nan]])
+    experience = Experience(features, scores)
+    assert [int(warm_start(experience, jnp.array([x, 5.0]), width=0.3)) for x in (0.0, 1.5, 8.5, 20.0)] == [0, 0, 1, 1]
+    # With a wide kernel: the means of what was tried.
+    flat = np.asarray(expected_scores(experience, jnp.array([3.0, 5.0]), width=float("inf")))
+    np.testing.assert_allclose(flat[:3], [0.55, 0.6, 0.6], rtol=1e-5)
+    assert flat[3] == -np.inf
+    # By hand: distances in units of the mean one.
+    known = (np.asarray(features)[:, 0] - 5) / np.asarray(features)[:, 0].std()
+    unit = np.abs(known[:, None] - known).sum() / 12
+    kernel = np.exp(-((known - known[1]) ** 2) / (2 * unit**2))
+    np.testing.assert_allclose(
+        expected_scores(experience, features[1])[:2], kernel @ np.asarray(scores)[:, :2] / kernel.sum(), rtol=1e-4
+    )
+
+
+def test_one_earlier_task_is_what_there_is():
+    alone = Experience(jnp.ones([1, 2]), jnp.array([[0.1, 0.7]]))
+    np.testing.assert_allclose(expected_scores(alone, jnp.array([4.0, 4.0])), [0.1, 0.7], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("known", "scores", "new", "width", "message"),
+    [
+        ([2, 3], [2, 4], [4], 1.0, r"given \[2, 3\], \[2, 4\] and \[4\]"),
+        ([2, 3], [3, 4], [3], 1.0, "scores"),
+        ([2, 3], [2, 4], [3], 0.0, "width > 0"),
+        ([0, 3], [0, 4], [3], 1.0, "needs a task or more"),
+    ],
+)
+def test_experience_that_does_not_fit_is_refused(known, scores, new, width, message):
+    with pytest.raises(ValueError, match=message):
+        expected_scores(Experience(jnp.ones(known), jnp.ones(scores)), jnp.ones(new), width=width)
