@@ -1,10 +1,10 @@
 """Archives of images in any packing: the same pool, its origin recorded, what is dangerous or damaged refused."""
 
 import errno
-import resource
 import logging
 import random
 import re
+import resource
 import stat
 import sys
 import tarfile
