@@ -1,5 +1,15 @@
 """Learning to tune: how a classifier should be trained, as something that is itself learned."""
 
+from jaxmeta.tuning.architecture import (
+    Architecture,
+    Cell,
+    Space,
+    check_space,
+    network_of,
+    number_of_architectures,
+    possible_skips,
+    random_architecture,
+)
 from jaxmeta.tuning.metafeatures import (
     Pca,
     fit_pca,
@@ -11,27 +21,44 @@ from jaxmeta.tuning.metafeatures import (
 )
 from jaxmeta.tuning.networks import Network, conv_net
 from jaxmeta.tuning.ranges import Range, check_range, raw_of, raws_of, value_of, values_of
+from jaxmeta.tuning.search import Search, SearchState, architecture_search
+from jaxmeta.tuning.supernet import Supernet, mixture_of, read_off, supernet
 from jaxmeta.tuning.training import Hypers, change_light, hyper_sgd, training_objective
 from jaxmeta.tuning.warm_start import Experience, expected_scores, warm_start
 
 __all__ = [
+    "Architecture",
+    "Cell",
     "Experience",
     "Hypers",
     "Network",
     "Pca",
     "Range",
+    "Search",
+    "SearchState",
+    "Space",
+    "Supernet",
+    "architecture_search",
     "change_light",
     "check_range",
+    "check_space",
     "conv_net",
     "expected_scores",
     "fit_pca",
     "hyper_sgd",
     "landmark_features",
+    "mixture_of",
+    "network_of",
+    "number_of_architectures",
     "pca_features",
+    "possible_skips",
     "project",
+    "random_architecture",
     "raw_of",
     "raws_of",
+    "read_off",
     "statistical_features",
+    "supernet",
     "task_features",
     "training_objective",
     "value_of",
