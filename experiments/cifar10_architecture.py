@@ -135,7 +135,11 @@ def run_seed(data: Data, setting: Setting, seed: int) -> dict:
         found, seconds, skipped = search(lookahead, data, setting, seed)
         validation, test = train(found, data, setting, seed)
         record[name] = {
-            "architecture": found, "search_seconds": seconds, "skipped": skipped, "validation": validation, "test": test
+            "architecture": found,
+            "search_seconds": seconds,
+            "skipped": skipped,
+            "validation": validation,
+            "test": test,
         }
         print(f"seed {seed}, {name}: {100 * test:.1f} % ({seconds:.0f} s of search) {found}", flush=True)
     rng, rivals = np.random.default_rng(1000 + seed), []
