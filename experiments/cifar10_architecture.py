@@ -3,15 +3,15 @@
 Paper     Liu, Simonyan and Yang, "DARTS: Differentiable Architecture Search", 2019, arXiv 1806.09055; the space here is
           our own, of 2,985,984 networks: kernel size, width, normalisation and pooling of three cells, and six edges.
 Command   python experiments/cifar10_architecture.py --data-dir DIR [--full] [--seeds 3] [--out FOLDER]
-Ways      the found networks, by a gradient of the mixture that takes the weights as they are (first order), or that goes
-          through a training step, exactly (second order); the median of random networks of the space, trained as long;
-          and the best of so many of them, by validation, as the search of the second order cost.
+Ways      the found networks, by a gradient of the mixture that takes the weights as they are (first order), or that
+          goes through a training step, exactly (second order); the median of random networks of the space, trained as
+          long; and the best of so many of them, by validation, as the search of the second order cost.
 Expected  the found networks above the median of the random ones; whether the second order is better than the first is
           for the table to say.
 Setting   every network is trained from the beginning with as many gradient steps of 64 images, SGD with momentum; a
           fifth of the training images are for validation, on which alone anything is chosen; test images are met once.
-          Small: images of 16x16, 10,000 of them, 500 steps of search and 600 of training. Full: 32x32, all of them, 5,000
-          and 10,000 steps.
+          Small: images of 16x16, 10,000 of them, 500 steps of search and 600 of training. Full: 32x32, all of them,
+          5,000 and 10,000 steps.
 Hardware  small: about a quarter of an hour on two CPU cores; full: meant for a GPU.
 """
 

@@ -13,11 +13,15 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from jaxmeta.base import Batch
 from jaxmeta.tuning import (
     Experience,
+    choice_probabilities,
     expected_scores,
     fit_pca,
+    fit_switch,
     landmark_features,
+    pca_extractor,
     pca_features,
     project,
+    random_extractor,
     statistical_features,
     task_features,
     warm_start,
@@ -144,3 +148,49 @@ def test_one_earlier_task_is_what_there_is():
 def test_experience_that_does_not_fit_is_refused(known, scores, new, width, message):
     with pytest.raises(ValueError, match=message):
         expected_scores(Experience(jnp.ones(known), jnp.ones(scores)), jnp.ones(new), width=width)
+
+
+# Extractors, and the switch between them.
+
+
+def test_random_features_approach_the_gaussian_kernel():
+    inputs = jax.random.normal(jax.random.key(0), [8, 3, 3, 1])
+    model = random_extractor(20_000, width=0.7)
+    params, state = model.init(jax.random.key(1), inputs)
+    features, _ = model.embed(params, state, inputs)
+    flat = np.asarray(inputs, np.float64).reshape(8, -1)
+    squared = np.sum((flat[:, None] - flat) ** 2, -1)
+    # The mean squared distance of two of eight, each with itself too.
+    np.testing.assert_allclose(features @ features.T, np.exp(-squared / (2 * 0.49 * squared.mean())), atol=0.04)
+
+
+def test_the_extractor_of_principal_components_is_that_of_sklearn(data):
+    model = pca_extractor(2)
+    params, state = model.init(jax.random.key(0), data.inputs)
+    theirs = PCA(2, whiten=True).fit(np.asarray(data.inputs)).transform(data.inputs)
+    np.testing.assert_allclose(np.abs(model.apply(params, state, data.inputs)[0]), np.abs(theirs), atol=1e-3)
+
+
+def test_a_switch_chooses_by_the_features_of_a_task():
+    """Choice 0 is the best where the first feature is below 0, choice 1 above; 2 is never, and the rest is noise."""
+    rng = np.random.default_rng(0)
+
+    def tasks(number):
+        features = rng.normal(size=[number, 4]) * [1, 5, 0, 1] + [0, 100, 3, 0]
+        easy = rng.random(number)
+        scores = np.stack([easy + 0.2 * (features[:, 0] < 0), easy + 0.2 * (features[:, 0] > 0), easy + 0.05], 1)
+        return jnp.asarray(features, jnp.float32), np.asarray(scores)
+
+    features, scores = tasks(100)
+    scores[::3, 2] = np.nan
+    switch = fit_switch(jax.random.key(0), Experience(features, jnp.asarray(scores, jnp.float32)))
+    new, expected = tasks(200)
+    chosen = np.asarray(choice_probabilities(switch, new)).argmax(-1)
+    gained = expected[np.arange(200), chosen] - expected.max(1)
+    # Where the boundary lies is not known to the last task.
+    assert (gained == 0).mean() > 0.9
+    assert expected[np.arange(200), chosen].mean() > expected.mean(0).max() + 0.05
+    again = fit_switch(jax.random.key(0), Experience(features, jnp.asarray(scores, jnp.float32)))
+    assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (switch, again)), strict=True))
+    with pytest.raises(ValueError, match=r"of two tasks and two choices or more; given \[5, 2\] and \[5, 1\]"):
+        fit_switch(jax.random.key(0), Experience(jnp.ones([5, 2]), jnp.ones([5, 1])))

@@ -10,6 +10,7 @@ from jaxmeta.tuning.architecture import (
     possible_skips,
     random_architecture,
 )
+from jaxmeta.tuning.extractors import pca_extractor, random_extractor
 from jaxmeta.tuning.metafeatures import (
     Pca,
     fit_pca,
@@ -23,6 +24,7 @@ from jaxmeta.tuning.networks import Network, conv_net
 from jaxmeta.tuning.ranges import Range, check_range, raw_of, raws_of, value_of, values_of
 from jaxmeta.tuning.search import Search, SearchState, architecture_search
 from jaxmeta.tuning.supernet import Supernet, mixture_of, read_off, supernet
+from jaxmeta.tuning.switch import Switch, choice_probabilities, fit_switch
 from jaxmeta.tuning.training import Hypers, change_light, hyper_sgd, training_objective
 from jaxmeta.tuning.warm_start import Experience, expected_scores, warm_start
 
@@ -38,22 +40,27 @@ __all__ = [
     "SearchState",
     "Space",
     "Supernet",
+    "Switch",
     "architecture_search",
     "change_light",
     "check_range",
     "check_space",
+    "choice_probabilities",
     "conv_net",
     "expected_scores",
     "fit_pca",
+    "fit_switch",
     "hyper_sgd",
     "landmark_features",
     "mixture_of",
     "network_of",
     "number_of_architectures",
+    "pca_extractor",
     "pca_features",
     "possible_skips",
     "project",
     "random_architecture",
+    "random_extractor",
     "raw_of",
     "raws_of",
     "read_off",
