@@ -234,7 +234,8 @@ def keep_lowerings(out: Path, cases: Iterable[Case], lowering: str | LoweringTab
 def one_task(source: TaskSource, key=None):
     """Draw the first task of a source."""
     key = jax.random.key(0) if key is None else key
-    return jax.tree.map(lambda leaf: leaf[0], source.sample(key, source.pool, source.spec, 1))
+    sample = jax.jit(source.sample, static_argnums=(2, 3))
+    return jax.tree.map(lambda leaf: leaf[0], sample(key, source.pool, source.spec, 1))
 
 
 def draw(workspace: Workspace, train_state: TrainState, out: Path) -> None:
