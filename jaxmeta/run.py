@@ -19,7 +19,6 @@ from jaxmeta.candidate import Request, make_ready, open_run, result_of
 from jaxmeta.config import Config, ConfigError, to_json
 from jaxmeta.folder import open_log, refuse_existing, truncate_rows, write_atomically, write_config
 from jaxmeta.judgement import calibrate_run, judge, judged
-from jaxmeta.nn import Case
 from jaxmeta.plan import Plan, plan_table
 from jaxmeta.planning import plan_run
 from jaxmeta.protocols import evaluation_key
@@ -85,7 +84,7 @@ def train_run(
     config = workspace.config
     key_init, key_train = jax.random.split(jax.random.key(config.seed))
     begin = partial(make_state, workspace, key_init)
-    contractions = trace_step(workspace)
+    trace_step(workspace)
     train_state, spent, said = _first_state(out, begin, config, resume)
     began -= spent
     if finished := _finished(out, train_state, config):
@@ -106,9 +105,7 @@ def train_run(
 
         how = {"mesh": mesh, "search": search, "memory_mib": memory_mib, "say": say}
         workspace, program, plan = plan_run(workspace, begin, key_train, **how)
-        if workspace.config != config:
-            contractions = trace_step(workspace)
-        processes.on_first(partial(_keep, out, workspace, plan, contractions))
+        processes.on_first(partial(_keep, out, workspace, plan))
         try:
             train_state = _train(out, workspace, train_state, key_train, reporter, stop, began, mesh, program)
         except FloatingPointError as error:
@@ -195,10 +192,10 @@ def _finished(out: Path, train_state: TrainState, config: Config) -> dict[str, A
     return None
 
 
-def _keep(out: Path, workspace: Workspace, plan: Plan, contractions: dict[Case, int]) -> None:
+def _keep(out: Path, workspace: Workspace, plan: Plan) -> None:
     """Write what was chosen; a plan that was searched for is kept too."""
     write_config(out, workspace.config, workspace.dataset)
-    keep_lowerings(out, {**contractions, **trace_judgement(workspace)}, workspace.lowering)
+    keep_lowerings(out, {**trace_step(workspace), **trace_judgement(workspace)}, workspace.lowering)
     if len(plan.tried) > 1:
         write_atomically(out / "plan.md", plan_table(plan) + "\n")
 
