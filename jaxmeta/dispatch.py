@@ -72,7 +72,8 @@ def jit_steps(train_step: TrainStep, train_state: TrainState, source: TaskSource
         kept = jax.tree.map(lambda leaf: leaf.sharding, train_state)
         place["out_shardings"] = kept, NamedSharding(mesh, PartitionSpec())
     at_once = feed.steps_at_once(source, num_tasks, steps_per_call)
-    step = drawn_step(train_step, source, num_tasks, mesh)
+    # Compiled for its cache of traces: the shapes of a row and the loop are of one. Inlined, it leaves no mark.
+    step = jax.jit(drawn_step(train_step, source, num_tasks, mesh), inline=True)
 
     @partial(jax.jit, donate_argnums=0, **place)
     def run(train_state, pool, key, length):

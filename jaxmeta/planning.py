@@ -96,9 +96,14 @@ def plan_run(
     budget = _agreed(budget)
     programs: dict[Candidate, jax.stages.Compiled] = {}
 
+    def computed_by(candidate: Candidate) -> Workspace:
+        # What is wanted is built, and traced, already.
+        changed = dataclasses.replace(config, **candidate._asdict())
+        return workspace if changed == config else with_config(workspace, changed, mesh)
+
     def measure(candidate: Candidate) -> Measured | None:
         try:
-            planned = with_config(workspace, _with(config, candidate), mesh)
+            planned = computed_by(candidate)
             if candidate.metagrad != wanted.metagrad:
                 trace_step(planned)
         except ConfigError as error:
@@ -137,11 +142,7 @@ def plan_run(
             plan = fit_plan(measure, wanted, budget=budget, others=others)
     except DoesNotFit as error:
         raise ConfigError(str(error)) from error
-    return Planned(with_config(workspace, _with(config, plan.chosen), mesh), programs[plan.chosen], plan)
-
-
-def _with(config: Config, candidate: Candidate) -> Config:
-    return dataclasses.replace(config, **candidate._asdict())
+    return Planned(computed_by(plan.chosen), programs[plan.chosen], plan)
 
 
 def _bytes_of(tree: PyTree) -> int:

@@ -1,6 +1,7 @@
 """Meta-training: one pure step, and the loop that runs it."""
 
 from collections.abc import Callable
+from functools import partial
 from operator import itemgetter
 
 import jax
@@ -48,10 +49,16 @@ def init_train_state(
     """
     estimator = exact() if estimator is None else estimator
     key_sample, key_init, key_estimator = jax.random.split(key, 3)
-    episodes = source.sample(key_sample, source.pool, source.spec, num_tasks)
+    episodes = _draw(source.sample, key_sample, source.pool, source.spec, num_tasks)
     meta_params, state = learner.init(key_init, jax.tree.map(lambda leaf: leaf[0], episodes.support.inputs))
     estimator_state = estimator.init(key_estimator, learner, meta_params, state, episodes)
     return TrainState(jnp.int32(0), meta_params, state, optimizer.init(meta_params), estimator_state)
+
+
+@partial(jax.jit, static_argnums=(0, 3, 4))
+def _draw(sample, key, pool, spec, num_tasks):
+    # One program: operation by operation, a sampler is dozens of them.
+    return sample(key, pool, spec, num_tasks)
 
 
 def make_train_step(

@@ -26,7 +26,7 @@ from jaxmeta.data import (
     task_keys,
     task_source,
 )
-from jaxmeta.evaluate import judge_tasks, make_evaluator
+from jaxmeta.evaluate import draw_tasks, judge_tasks, make_evaluator
 from jaxmeta.folder import load_lowerings, lowerings_file, read_rows, save_lowerings
 from jaxmeta.nn import Case, LoweringTable, contractions_in, lowerings_used
 from jaxmeta.nn.lowering_table import this_platform
@@ -234,7 +234,7 @@ def keep_lowerings(out: Path, cases: Iterable[Case], lowering: str | LoweringTab
 def one_task(source: TaskSource, key=None):
     """Draw the first task of a source."""
     key = jax.random.key(0) if key is None else key
-    return jax.tree.map(lambda leaf: leaf[0], source.sample(key, source.pool, source.spec, 1))
+    return jax.tree.map(lambda leaf: leaf[0], draw_tasks(source.sample, key, source.pool, source.spec, 1, 0))
 
 
 def draw(workspace: Workspace, train_state: TrainState, out: Path) -> None:

@@ -1,6 +1,9 @@
 """Shared fixtures. Compiled programs are kept between runs; nothing here needs a network."""
 
+import contextlib
+import gc
 import os
+import resource
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
@@ -16,6 +19,9 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
 # small. (test_devices.py and test_sharding.py keep the new way: the old one computes padded tasks of several devices
 # wrongly in jax 0.10.2.)
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+# Which line each operation came from is a fifth of the work of handing a program to XLA; what JAX says of its errors
+# does not need it.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 import flax.linen as nn  # noqa: E402
 import jax  # noqa: E402
@@ -25,6 +31,12 @@ import pytest  # noqa: E402
 
 from jaxmeta import ClassPool, EpisodeSpec, TaskSource, from_linen, sample_episodes  # noqa: E402
 from jaxmeta.nn import BatchNorm, Conv, max_pool_2x2  # noqa: E402
+
+
+def pytest_collection_finish():
+    """What was imported stays: the collector need not look through it again and again while programs are traced."""
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 class TinyBody(nn.Module):
@@ -58,6 +70,19 @@ class FlatBody(nn.Module):
 def flat_model(*, context=False, outputs=3):
     """A classifier of anything, three-way if nothing else is said."""
     return from_linen(FlatBody(context), nn.Dense(outputs))
+
+
+@contextlib.contextmanager
+def small_files(limit):
+    """Let this process write no file of more bytes, as where a disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    jax.config.update("jax_enable_compilation_cache", False)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        jax.config.update("jax_enable_compilation_cache", True)
 
 
 @pytest.fixture

@@ -18,19 +18,21 @@ class Transformer(nn.Module):
 
     width: int = 8
     layers: int = 2
+    feed_forward: bool = True
 
     @nn.compact
     def __call__(self, inputs):
         hidden = nn.Dense(self.width)(inputs)
         for _ in range(self.layers):
             hidden = hidden + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(hidden))
-            hidden = hidden + nn.Dense(self.width)(nn.gelu(nn.Dense(2 * self.width)(nn.LayerNorm()(hidden))))
+            if self.feed_forward:
+                hidden = hidden + nn.Dense(self.width)(nn.gelu(nn.Dense(2 * self.width)(nn.LayerNorm()(hidden))))
         return hidden.mean(1)
 
 
 def problem_of(model, inputs, optimizer: str, num_steps: int = 5) -> Problem:
     """Classify by a network whose start, learning rates and example weights are all learned."""
-    params, state = model.init(jax.random.key(2), inputs)
+    params, state = jax.jit(model.init)(jax.random.key(2), inputs)
     targets = jnp.arange(inputs.shape[0]) % 3
 
     def cross_entropy(params, weights, inputs):
@@ -71,9 +73,9 @@ def block_problem(optimizer: str, **options) -> Problem:
     return problem_of(tiny_model(), jax.random.normal(jax.random.key(1), [6, 16, 16, 1]), optimizer, **options)
 
 
-def transformer_problem(optimizer: str, layers: int = 2, **options) -> Problem:
+def transformer_problem(optimizer: str, layers: int = 2, feed_forward: bool = True, **options) -> Problem:
     """The transformer on six sequences of five tokens."""
-    model = from_linen(Transformer(layers=layers), nn.Dense(3))
+    model = from_linen(Transformer(layers=layers, feed_forward=feed_forward), nn.Dense(3))
     return problem_of(model, jax.random.normal(jax.random.key(1), [6, 5, 4]), optimizer, **options)
 
 
@@ -81,5 +83,5 @@ PROBLEMS = {
     "conv4": conv4_problem,
     "block": block_problem,
     "transformer": transformer_problem,
-    "one layer": partial(transformer_problem, layers=1),
+    "attention": partial(transformer_problem, layers=1, feed_forward=False),
 }

@@ -1,8 +1,10 @@
 """The command line as a person meets it: results, files, exit codes, interruptions."""
 
+import contextlib
 import dataclasses
+import io
 import json
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from conftest import small_files
 from jaxmeta import DATASETS, ESTIMATORS, INNER_OPTIMIZERS, METAGRADS, MODELS
 from jaxmeta.checkpoint import checkpoint_steps
 from jaxmeta.cli import main
@@ -31,10 +34,19 @@ OPTIONS += " norm data-dir out resume devices model-devices coordinator num-proc
 OPTIONS += " plan memory-mib precision split within-alphabet keep-best image-size"
 
 
-def command(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "jaxmeta", *map(str, arguments)], capture_output=True, text=True, **options
-    )
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of ten steps at a constant rate, and what it printed."""
+    run, said = tmp_path_factory.mktemp("trained") / "run", io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main(["train", *SINUSOID, "--steps", "10", "--outer-schedule", "constant", "--out", str(run)]) == 0
+    return run, last_json(said.getvalue())
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of it that may be spoilt."""
+    return shutil.copytree(trained[0], tmp_path / "run")
 
 
 def last_json(text):
@@ -100,7 +112,7 @@ def test_train_leaves_a_whole_run_folder(tmp_path, capsys):
 def test_classification_run_on_glyphs(tmp_path, capsys):
     run = tmp_path / "run"
     small = ["--filters", "4", "--tasks", "4", "--steps", "10", "--eval-episodes", "20", "--validation-episodes", "8"]
-    small += ["--norm", "inductive", "--within-alphabet", "--eval-inner-steps", "1"]
+    small += ["--norm", "inductive", "--within-alphabet", "--eval-inner-steps", "1", "--eval-queries", "3"]
     assert main(["train", "glyphs-maml-5w1s", *small, "--out", str(run)]) == 0
     result = last_json(capsys.readouterr().out)
     assert result["within_alphabet"] is True
@@ -111,19 +123,6 @@ def test_classification_run_on_glyphs(tmp_path, capsys):
     data, calibration = (json.loads((run / name).read_text()) for name in ("data.json", "calibration.json"))
     assert data["kind"] == "classification" and data["classes"] > 500 and data["recipe"]["bright_ink"] is True
     assert calibration["tasks"] == 8 and 0 <= calibration["error_after"] <= 1 and calibration["temperature"] > 0
-
-
-def test_resume_is_exact(tmp_path, capsys):
-    whole, half = tmp_path / "whole", tmp_path / "half"
-    constant = [*SINUSOID, "--outer-schedule", "constant"]
-    assert main(["train", *constant, "--steps", "10", "--out", str(whole)]) == 0
-    assert main(["train", *constant, "--steps", "5", "--out", str(half)]) == 0
-    assert main(["train", "--resume", "--out", str(half), "--steps", "10"]) == 0
-    assert "resumed from step 5" in capsys.readouterr().err
-    one, other = arrays(whole, 10), arrays(half, 10)
-    assert len(one) == len(other) > 10
-    assert all((a == b).all() for a, b in zip(one, other, strict=True))
-    assert [row["step"] for row in rows(half)] == [row["step"] for row in rows(whole)]
 
 
 def start(run, steps=100000, every=5):
@@ -174,22 +173,14 @@ def test_interrupt_saves_and_leaves_with_130(tmp_path):
     assert "Traceback" not in err
 
 
-def test_full_disk_keeps_the_last_checkpoint(tmp_path, capsys):
+def test_full_disk_keeps_the_last_checkpoint(run, capsys):
     """A limit on the size of a file stands in for a full disk: writing fails in the middle of a checkpoint."""
-    run = tmp_path / "run"
-    assert main(["train", *SINUSOID, "--steps", "5", "--outer-schedule", "constant", "--out", str(run)]) == 0
-    arguments = ["train", "--resume", "--out", str(run), "--steps", "10"]
-    limited = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
-        f"from jaxmeta.cli import main; sys.exit(main({arguments}))"
-    )
-    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    result = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, env=environment)
-    # The storage layer's threads add lines of their own here, which they do not on a disk that is full.
-    assert result.returncode == 1 and result.stdout == ""
-    assert "jaxmeta: The checkpoint of step 10 could not be written" in result.stderr
-    assert main(arguments) == 0 and "resumed from step 5" in capsys.readouterr().err
+    arguments = ["train", "--resume", "--out", str(run), "--steps", "15"]
+    with small_files(2000):
+        assert main(arguments) == 1
+    out, error = capsys.readouterr()
+    assert out == "" and "jaxmeta: The checkpoint of step 15 could not be written" in error
+    assert main(arguments) == 0 and "resumed from step 10" in capsys.readouterr().err
 
 
 def test_full_disk_is_noticed_before_writing(tmp_path, monkeypatch, capsys):
@@ -201,10 +192,7 @@ def test_full_disk_is_noticed_before_writing(tmp_path, monkeypatch, capsys):
     assert "Traceback" not in error and not list((run / "checkpoints").glob("*"))
 
 
-def test_nonfinite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
-    run = tmp_path / "run"
-    constant = [*SINUSOID, "--outer-schedule", "constant"]
-    assert main(["train", *constant, "--steps", "10", "--out", str(run)]) == 0
+def test_nonfinite_loss_stops_and_keeps_the_last_good_checkpoint(run, capsys):
     # The rate of a run cannot be changed from the command line: this makes it diverge from here on.
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "outer_lr": 1e30}))
@@ -222,10 +210,8 @@ def test_nonfinite_loss_before_the_first_checkpoint(tmp_path, capsys):
     assert "There was no checkpoint yet: delete" in capsys.readouterr().err
 
 
-def test_a_finished_run_is_not_judged_again(tmp_path, capsys):
-    run = tmp_path / "run"
-    assert main(["train", *SINUSOID, "--steps", "10", "--outer-schedule", "constant", "--out", str(run)]) == 0
-    result = last_json(capsys.readouterr().out)
+def test_a_finished_run_is_not_judged_again(run, trained, capsys):
+    result = trained[1]
     assert main(["train", "--resume", "--out", str(run)]) == 0
     out, error = capsys.readouterr()
     assert last_json(out) == result and "nothing was left to do" in error
@@ -236,9 +222,7 @@ def test_a_finished_run_is_not_judged_again(tmp_path, capsys):
     assert longer["steps"] == 15 and longer["seconds"] > result["seconds"]
 
 
-def test_damaged_checkpoint_is_passed_over(tmp_path, capsys):
-    run = tmp_path / "run"
-    assert main(["train", *SINUSOID, "--steps", "10", "--outer-schedule", "constant", "--out", str(run)]) == 0
+def test_damaged_checkpoint_is_passed_over(run, capsys):
     for path in (run / "checkpoints" / "10" / "state").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
@@ -367,8 +351,14 @@ def test_a_run_is_not_continued_with_other_settings(tmp_path, capsys):
     assert "leave the preset 'glyphs-maml-5w1s' out" in capsys.readouterr().err
 
 
-def test_help_explains_every_option_with_its_default():
-    text = command("train", "--help").stdout
+def help_of(name, capsys):
+    with contextlib.suppress(SystemExit):
+        main([name, "--help"])
+    return capsys.readouterr().out
+
+
+def test_help_explains_every_option_with_its_default(capsys):
+    text = help_of("train", capsys)
     for name in OPTIONS.split():
         assert f"--{name} " in text or f"--{name}," in text, name
     # Every option has a line "(default: ...)".
@@ -378,14 +368,15 @@ def test_help_explains_every_option_with_its_default():
     )
     judging = ((EvaluateOptions, "evaluate"), (CompareOptions, "compare"))
     for options, name in (*judging, (AdaptOptions, "adapt"), (PredictOptions, "predict")):
-        words = " ".join(command(name, "--help").stdout.replace("│", " ").split())
+        words = " ".join(help_of(name, capsys).replace("│", " ").split())
         fields = [field for field in dataclasses.fields(options) if field.default is not dataclasses.MISSING]
         assert words.count("(default:") == len(fields) and any(place in words for place in ("RUN", "SAVED"))
         assert all(f"--{field.name.replace('_', '-')}" in words for field in fields)
 
 
-def test_list_names_every_row():
-    text = command("list").stdout
+def test_list_names_every_row(capsys):
+    assert main(["list"]) == 0
+    text = capsys.readouterr().out
     for table in (DATASETS, METAGRADS, ESTIMATORS, INNER_OPTIMIZERS, MODELS, PRESETS):
         assert all(name in text for name in table)
 

@@ -11,6 +11,7 @@ from jaxmeta import (
     CRITERIA,
     ESTIMATORS,
     Episode,
+    Estimator,
     bootstrapped,
     evolution,
     exact,
@@ -39,6 +40,7 @@ CASES = {
 
 def test_every_estimator_has_a_case():
     assert set(CASES) == set(ESTIMATORS)
+    assert all(isinstance(make(), Estimator) for make in ESTIMATORS.values())
 
 
 def gradient_by(estimator, problem, key=KEY, tasks=1):
@@ -215,8 +217,10 @@ def test_trains_a_classifier_in_chunks(source, name):
     state = init_train_state(KEY, learner, optimizer, source, num_tasks=4, estimator=estimator)
     before = jax.tree.map(jnp.copy, state.meta_params)
     train_step = make_train_step(learner, optimizer, estimator=estimator, task_chunk=2)
-    state = fit(train_step, state, source, KEY, num_tasks=4, num_steps=3, steps_per_call=3)
-    assert int(state.step) == 3
+    norms = []
+    options = {"num_steps": 3, "steps_per_call": 3, "callback": lambda _, rows: norms.extend(rows["grad_norm"])}
+    state = fit(train_step, state, source, KEY, num_tasks=4, **options)
+    assert int(state.step) == 3 and len(norms) == 3 and all(0 < norm < jnp.inf for norm in norms)
     assert optax.tree.norm(optax.tree.sub(before, state.meta_params)) > 0
 
 

@@ -58,7 +58,7 @@ def test_a_host_pool_gives_the_episodes_of_a_device_pool(both, name):
     device, host = (source._replace(sample=SAMPLERS[name]) for source in both)
 
     @jax.jit
-    def draw(key, pool, first_task=0):
+    def draw(key, pool, first_task):
         return device.sample(key, pool, device.spec, 4, first_task=first_task)
 
     key = jax.random.key(3)
@@ -70,7 +70,7 @@ def test_a_host_pool_gives_the_episodes_of_a_device_pool(both, name):
         read = next(pools)
     for index in np.arange(3, dtype=np.int32):
         of_step = feed.step_keys(key, 5 + index)[0]
-        assert_same(draw(of_step, device.pool), draw(of_step, feed.at_step(read, index)))
+        assert_same(draw(of_step, device.pool, 0), draw(of_step, feed.at_step(read, index), 0))
     # Nothing but the numbers of images is ever on the device as a whole.
     assert sum(leaf.size for leaf in jax.tree.leaves(host.pool)) == 12
 
@@ -82,8 +82,8 @@ def test_groups_and_augmentation_are_read_ahead_too(both):
     key = jax.random.key(3)
     with feed.pools_of_tasks(host, key, [0], num_tasks=4, mesh=None) as pools:
         read = next(pools)
-    draw = jax.jit(lambda source_pool: device.sample(key, source_pool, device.spec, 4))
-    assert_same(draw(device.pool), draw(read))
+    draw = jax.jit(lambda key, source_pool: device.sample(key, source_pool, device.spec, 4))
+    assert_same(draw(key, device.pool), draw(key, read))
     assert episodes_hash(device, key, 5) == episodes_hash(host, key, 5)
 
 
@@ -127,12 +127,12 @@ def test_a_memory_map_is_read_and_not_loaded(both, pool, tmp_path):
     placed = on_host(pool._replace(images=mapped))
     assert placed.images.array is mapped
     key, (device, _) = jax.random.key(0), both
-    draw = jax.jit(lambda pool: device.sample(key, pool, device.spec, 3))
-    assert_same(draw(device.pool), draw(placed))
+    draw = jax.jit(lambda key, pool: device.sample(key, pool, device.spec, 3))
+    assert_same(draw(key, device.pool), draw(key, placed))
     with feed.pools_of_tasks(device._replace(pool=placed), key, [0], num_tasks=3, mesh=None) as pools:
-        assert_same(draw(device.pool), draw(next(pools)))
+        assert_same(draw(key, device.pool), draw(key, next(pools)))
     # And without a program around it.
-    assert_same(draw(device.pool), sample_episodes(key, placed, device.spec, 3))
+    assert_same(draw(key, device.pool), sample_episodes(key, placed, device.spec, 3))
 
 
 def test_host_images_are_the_rows_asked_for(pool):

@@ -224,7 +224,7 @@ def test_relation_loss_in_numpy():
 def test_siamese_loss_and_pair_weights_in_numpy():
     learner, params, (support, query) = learner_and_episode("siamese")
     query = query._replace(weights=jnp.array([1.0, 1.0, 0.0]))
-    loss = learner.loss(params, {}, Episode(support, query), KEY, 0)[0]
+    loss = jax.jit(learner.loss)(params, {}, Episode(support, query), KEY, 0)[0]
     alpha, losses = np.asarray(params["head"]["alpha"]), {True: [], False: []}
     for image, target in zip(query.inputs[:2], query.targets[:2], strict=True):
         for other, other_target in zip(support.inputs, support.targets, strict=True):

@@ -56,10 +56,10 @@ def test_conv4_sizes_of_the_papers(shape, downsample, features):
 
 def test_apply_is_the_head_of_embed():
     model = conv4(5, filters=4)
-    inputs = jax.random.normal(jax.random.key(0), [3, 28, 28, 1])
-    params, state = model.init(jax.random.key(1), inputs)
-    features, _ = model.embed(params, state, inputs, train=True)
-    outputs, _ = model.apply(params, state, inputs, train=True)
+    inputs = jax.random.normal(jax.random.key(0), [3, 16, 16, 1])
+    params, state = jax.jit(model.init)(jax.random.key(1), inputs)
+    features, _ = jax.jit(model.embed, static_argnames="train")(params, state, inputs, train=True)
+    outputs, _ = jax.jit(model.apply, static_argnames="train")(params, state, inputs, train=True)
     head = params["head"]
     np.testing.assert_allclose(outputs, features @ head["kernel"] + head["bias"], atol=1e-5)
 
@@ -174,10 +174,15 @@ class FlaxResNet12(nn.Module):
 
 
 def test_resnet12_equals_flax_with_the_same_parameters(x64):
-    model, inputs = resnet12(3, width=4), jax.random.normal(jax.random.key(0), [3, 21, 18, 3])
-    params, state = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model.init(jax.random.key(1), inputs))
-    ours, _ = model.embed(params, state, inputs, train=True)
-    theirs, _ = FlaxResNet12().apply({"params": params["body"]}, inputs, True, mutable=["batch_stats"])
+    model, inputs = resnet12(3, width=4), jax.random.normal(jax.random.key(0), [2, 17, 18, 3])
+    params, state = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), jax.jit(model.init)(KEY, inputs))
+
+    @jax.jit
+    def both(params, inputs):
+        ours, _ = model.embed(params, state, inputs, train=True)
+        return ours, FlaxResNet12().apply({"params": params["body"]}, inputs, True, mutable=["batch_stats"])[0]
+
+    ours, theirs = both(params, inputs)
     np.testing.assert_allclose(ours, theirs, rtol=1e-10)
 
 
@@ -201,22 +206,26 @@ def test_conv4_with_biases_is_the_same_network():
 
 
 def meta_gradient(precision):
-    """A second-order gradient by one task, the program that gives it, and the loss."""
+    """The program of a loss and its second-order gradient by one task, and its arguments."""
     model = in_precision(tiny_model(), precision)
     learner = maml(model, inner_optimizer=optax.sgd(0.1), num_steps=2)
     inputs = jax.random.normal(jax.random.key(0), [4, 16, 16, 1])
     batch = example_batch(inputs, jnp.array([0, 1, 2, 1]))
     theta, state = learner.init(jax.random.key(1), inputs)
-    run = jax.jit(jax.value_and_grad(lambda theta: learner.loss(theta, state, Episode(batch, batch), KEY, 0)[0]))
-    (loss, gradient), text = run(theta), run.lower(theta).as_text()
-    return theta, gradient, loss, text
+    run = jax.value_and_grad(lambda theta, batch: learner.loss(theta, state, Episode(batch, batch), KEY, 0)[0])
+    return jax.jit(run).lower(theta, batch), theta, batch
 
 
 def test_precision_reaches_every_derivative_and_parameters_stay_float32():
-    theta, exact, _, text = meta_gradient("float32")
+    (plain, *arguments), (shorter, *_), (bfloat16, *_) = map(meta_gradient, ("float32", "tf32", "bfloat16"))
+    theta, _ = arguments
+    text = plain.as_text()
     assert "HIGHEST" in text and "DEFAULT" not in text and "bf16" not in text
-    assert "HIGH," in meta_gradient("tf32")[3] and "DEFAULT" not in meta_gradient("tf32")[3]
-    _, rounded, loss, text = meta_gradient("bfloat16")
+    text = shorter.as_text()
+    assert "HIGH," in text and "DEFAULT" not in text
+    text = bfloat16.as_text()
+    _, exact = plain.compile()(*arguments)
+    loss, rounded = bfloat16.compile()(*arguments)
     products = [line for line in text.splitlines() if "dot_general" in line or "stablehlo.convolution" in line]
     assert products and all("bf16" in line.split("->")[1] for line in products)
     assert loss.dtype == jnp.float32

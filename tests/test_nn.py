@@ -103,14 +103,15 @@ def test_float32_keeps_its_digits_to_third_order(lowering):
 def third_order(conv, inputs, kernels, direction):
     """Per-task kernels, as after an inner step; the scalar is nonlinear so that no derivative vanishes."""
 
+    # Of arguments: the compiler would compute with constants.
     @jax.jit
-    def orders():
+    def orders(inputs, kernels, direction):
         first = jax.grad(lambda x, k: jnp.sum(jnp.tanh(jax.vmap(conv)(x, k)) ** 2), (0, 1))
         second = jax.grad(lambda *a: sum(jnp.vdot(g, d) for g, d in zip(first(*a), direction, strict=True)), (0, 1))
         third = jax.jvp(second, (inputs, kernels), direction)[1]
         return first(inputs, kernels), second(inputs, kernels), third
 
-    return orders()
+    return orders(inputs, kernels, direction)
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
@@ -136,7 +137,7 @@ def test_two_task_axes_and_a_scan(x64):
     kernels = jax.random.normal(keys[1], [2, 3, 3, 3, 2, 3])
 
     @partial(jax.jit, static_argnums=(0, 1))
-    def outputs(conv, in_axes):
+    def outputs(conv, in_axes, inputs, kernels):
         over_tasks = jax.vmap(jax.vmap(conv, (0, in_axes[1])), (0, in_axes[0]))
         kernel = kernels[tuple(slice(None) if axis == 0 else 0 for axis in in_axes)]
         scanned = jax.lax.scan(lambda carry, k: (carry, over_tasks(inputs, k)), 0, kernel[None])[1]
@@ -144,8 +145,8 @@ def test_two_task_axes_and_a_scan(x64):
         return scanned, gradient
 
     for in_axes in ((0, 0), (0, None), (None, 0), (None, None)):
-        ours = outputs(conv2d, in_axes)
-        theirs = outputs(lambda x, k: reference(x, k, (1, 1), "SAME"), in_axes)
+        ours = outputs(conv2d, in_axes, inputs, kernels)
+        theirs = outputs(lambda x, k: reference(x, k, (1, 1), "SAME"), in_axes, inputs, kernels)
         for one, other in zip(ours, theirs, strict=True):
             assert relative_error(one, other) < 1e-10
 
@@ -189,11 +190,13 @@ def test_max_pool_derivatives_pick_the_first_maximum_to_any_order(x64):
         squares = image[:, :4].reshape(2, 2, 2, 3, 2, 2).transpose(0, 1, 3, 5, 2, 4).reshape(2, 2, 3, 2, 4)
         return jnp.take_along_axis(squares, jnp.argmax(squares, -1, keepdims=True), -1)[..., 0]
 
-    def orders(pool):
+    @partial(jax.jit, static_argnums=0)
+    def orders(pool, inputs, direction):
         first = jax.grad(lambda x: jnp.sum(jnp.sin(jax.vmap(pool)(x))))
         return first(inputs), jax.jvp(first, (inputs,), (direction,))[1], jax.vmap(jax.vmap(first))(inputs[None, None])
 
-    for one, other in zip(orders(max_pool_2x2), orders(by_argmax), strict=True):
+    ours, theirs = (orders(pool, inputs, direction) for pool in (max_pool_2x2, by_argmax))
+    for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-12)
 
 
@@ -202,15 +205,16 @@ def test_pooling_before_normalising_changes_nothing(x64):
     inputs = jax.random.normal(jax.random.key(0), [3, 6, 6, 4])
     scale, bias = jnp.array([1.0, -0.5, 2.0, -1.0]), jnp.arange(4.0)
 
-    def gradients(apply):
+    @partial(jax.jit, static_argnums=0)
+    def gradients(apply, inputs, scale, bias):
         return jax.grad(lambda *a: jnp.sum(jnp.sin(apply(*a))), (0, 1, 2))(inputs, scale, bias)
 
     def normalise(inputs, scale, bias, pool):
         variables = {"params": {"scale": scale, "bias": bias}}
         return BatchNorm().apply(variables, inputs, train=True, pool=pool, mutable=["batch_stats"])[0]
 
-    first = gradients(lambda *a: normalise(*a, True))
-    last = gradients(lambda *a: max_pool_2x2(normalise(*a, False)))
+    first = gradients(lambda *a: normalise(*a, True), inputs, scale, bias)
+    last = gradients(lambda *a: max_pool_2x2(normalise(*a, False)), inputs, scale, bias)
     for one, other in zip(first, last, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-12)
 
@@ -263,18 +267,24 @@ def test_blocks_of_examples_change_nothing(x64, lowering, monkeypatch):
     kernel = jax.random.normal(jax.random.key(1), [3, 3, 2, 3])
 
     def all_three():
-        # A new function each time: the traces of an old one are kept.
-        outputs, backward = jax.vjp(lambda x, k: conv2d(x, k, lowering=lowering), inputs, kernel)
-        return outputs, *backward(jnp.sin(outputs))
+        # A new function each time: the program of an old one is kept.
+        @jax.jit
+        def compiled(inputs, kernel):
+            outputs, backward = jax.vjp(lambda x, k: conv2d(x, k, lowering=lowering), inputs, kernel)
+            return outputs, *backward(jnp.sin(outputs))
 
-    whole = all_three()
+        return compiled(inputs, kernel), compiled.lower(inputs, kernel).as_text().count("stablehlo.while")
+
+    whole, loops = all_three()
+    assert loops == 0
     monkeypatch.setattr(lowerings, "CACHE_BYTES", 6000)
     program = str(
         jax.make_jaxpr(lambda x: lowerings.contract_by(lowering, "cpu", x, kernel, "output", GEOMETRY, None))(inputs)
     )
     assert "scan" in program
-    jax.clear_caches()
-    for one, other in zip(all_three(), whole, strict=True):
+    blocks, loops = all_three()
+    assert loops == 3
+    for one, other in zip(blocks, whole, strict=True):
         assert relative_error(one, other) < 1e-12
 
 

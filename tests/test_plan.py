@@ -172,7 +172,9 @@ def test_a_run_with_less_memory_takes_smaller_chunks(tmp_path, capsys):
 
 def test_a_budget_that_cannot_be_met_leaves_nothing(tmp_path, capsys):
     out = tmp_path / "none"
-    assert main(["train", *LARGE, "--queries", "100000", "--memory-mib", "1", "--out", str(out)]) == 2
+    assert (
+        main(["train", *LARGE, "--queries", "100000", "--task-chunk", "1", "--memory-mib", "1", "--out", str(out)]) == 2
+    )
     message = capsys.readouterr().err
     assert "and 1 MiB may be used" in message and "too much. Use fewer queries" in message
     assert not out.exists()

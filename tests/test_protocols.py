@@ -248,11 +248,11 @@ def leaks(learners, episode, *, num_steps=0):
     """Test several learners that begin alike in one program."""
 
     @jax.jit
-    def both(meta_params, state, key):
+    def both(meta_params, state, episode, key):
         return [leak_test(learner, meta_params, state, episode, key, num_steps=num_steps) for learner in learners]
 
     # Not compiled: what most learners draw is of the same shapes, and is compiled once for all.
-    return both(*learners[0].init(jax.random.key(0), episode.support.inputs), jax.random.key(0))
+    return both(*learners[0].init(jax.random.key(0), episode.support.inputs), episode, jax.random.key(0))
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

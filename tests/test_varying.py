@@ -141,7 +141,8 @@ def test_padding_changes_nothing(pool, make):
 def test_nothing_is_compiled_again_for_another_size(pool):
     source = TaskSource(sample_varying, jax.device_put(pool), EpisodeSpec(8, 2, 2))
     learner, optimizer = protonet(flat_model(), ways=8), optax.sgd(0.1)
-    state = init_train_state(jax.random.key(0), learner, optimizer, source, num_tasks=3)
+    begin = jax.jit(lambda key: init_train_state(key, learner, optimizer, source, num_tasks=3))
+    state = begin(jax.random.key(0))
     step = jax.jit(make_train_step(learner, optimizer))
     sizes = set()
     sample = jax.jit(lambda key: source.sample(key, source.pool, source.spec, 3))

@@ -42,7 +42,7 @@ def relation(
     Example:
       >>> from jaxmeta import conv4
       >>> learner = relation(conv4(5, filters=4, maps=True, halvings=2), ways=5, filters=4)
-      >>> params, state = learner.init(jax.random.key(0), jnp.ones([5, 16, 16, 1]))
+      >>> params, state = jax.jit(learner.init)(jax.random.key(0), jnp.ones([5, 16, 16, 1]))
       >>> params["head"]["Dense_0"]["kernel"].shape
       (4, 8)
 

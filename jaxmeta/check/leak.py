@@ -56,12 +56,12 @@ def leak_test(
       A `Leak`, two scalars. Works under `jit`, which is left to the caller.
 
     Example:
-      >>> import jax, jax.numpy as jnp, optax
-      >>> from jaxmeta import Episode, conv4, example_batch, maml
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxmeta import Episode, conv4, example_batch, protonet
       >>> images = jax.random.uniform(jax.random.key(0), [4, 16, 16, 1])
       >>> batch = example_batch(images, jnp.arange(4))
       >>> for norm in ("transductive", "inductive"):
-      ...     learner = maml(conv4(4, filters=4), inner_optimizer=optax.sgd(0.1), norm=norm)
+      ...     learner = protonet(conv4(4, filters=4), ways=4, norm=norm)
       ...     theta, state = jax.jit(learner.init)(jax.random.key(1), images)
       ...     test = jax.jit(lambda *numbers: leak_test(learner, *numbers))
       ...     leak = test(theta, state, Episode(batch, batch), jax.random.key(2))

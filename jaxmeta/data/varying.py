@@ -87,7 +87,8 @@ def sample_varying(
     Example:
       >>> import jax, numpy as np
       >>> pool = ClassPool(np.zeros([9, 20, 28, 28, 1], np.uint8), np.full([9], 20, np.int32))
-      >>> support, query = sample_varying(jax.random.key(0), pool, EpisodeSpec(9, 5, 3), 4)
+      >>> sample = jax.jit(sample_varying, static_argnums=(2, 3))
+      >>> support, query = sample(jax.random.key(0), pool, EpisodeSpec(9, 5, 3), 4)
       >>> support.inputs.shape, query.weights.sum(1).tolist()  # three queries of each class
       ((4, 45, 28, 28, 1), [15.0, 18.0, 27.0, 21.0])
 

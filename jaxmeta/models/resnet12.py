@@ -97,8 +97,8 @@ def resnet12(outputs: int, *, width: int = 64, lowering: str | LoweringTable = "
     Example:
       >>> import jax, jax.numpy as jnp
       >>> model = resnet12(5, width=4)
-      >>> params, state = model.init(jax.random.key(0), jnp.ones([2, 16, 16, 3]))
-      >>> model.apply(params, state, jnp.ones([2, 16, 16, 3]))[0].shape
+      >>> params, state = jax.jit(model.init)(jax.random.key(0), jnp.ones([2, 16, 16, 3]))
+      >>> jax.jit(model.apply)(params, state, jnp.ones([2, 16, 16, 3]))[0].shape
       (2, 5)
 
     Source: Oreshkin et al., 2018, arXiv 1805.10123; Lee et al., 2019, arXiv 1904.03758.
