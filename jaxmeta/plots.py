@@ -89,21 +89,23 @@ def plot_image_episode(
     # Beside the images: a column for the names, twice as wide, and a narrow gap between support and query.
     widths = [2.0, *[1.0] * shots, 0.25, *[1.0] * queries]
     # Wide enough for the title, however few images there are.
-    figure = _figure(max(5.5, 0.95 * sum(widths)), 1.2 * rows + 0.8)
+    figure = _figure(max(5.5, 0.95 * sum(widths)), 1.1 * rows + 0.8)
     figure.suptitle(title, fontsize=10)
     grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
     _name_rows(grid, names)
-    for start, label in ((1, "support"), (2 + shots, "query" if predicted is None else "query: what is predicted")):
-        # Above the titles of single images, which have two lines.
-        where = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 9}
-        grid[0, start].annotate(label, (0, 1), (0, 22), **where)
-    for start, batch, places in ((1, support, of_class[0]), (2 + shots, query, of_class[1])):
+    for start, label in ((1, "support"), (2 + shots, "query" if predicted is None else "query: predicted")):
+        # Above the titles of single images, which have two lines. The first makes room for both; the second, which is
+        # longer, makes no column wider.
+        where = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 8}
+        grid[0, start].annotate(label, (0, 1), (0, 24), **where).set_in_layout(start == 1)
+    parts = ((1, support, of_class[0], None), (2 + shots, query, of_class[1], predicted))
+    for start, batch, places, taken_for in parts:
         for way, row in enumerate(places):
             for axes, index in zip(grid[way, start:], row, strict=False):
                 _show(axes, np.asarray(batch.inputs[index]), 1)
-                if batch is query and predicted is not None:
-                    color = GOOD if predicted[index] == way else BAD
-                    axes.set_title(_broken(names[predicted[index]], 15, 2), fontsize=7, color=color)
+                if taken_for is not None:
+                    color = GOOD if taken_for[index] == way else BAD
+                    axes.set_title(_broken(names[taken_for[index]], 15, 2), fontsize=7, color=color)
     figure.savefig(path, dpi=110)
 
 
@@ -153,7 +155,7 @@ def _broken(name: str, width: int, most: int) -> str:
     # Also broken after a slash or an underscore, as in "Greek/character01".
     lines = [re.sub("\0 ?", "", line) for line in textwrap.wrap(re.sub(r"([/_])(?=\S)", r"\1\0 ", name), width)]
     if len(lines) > most:
-        lines = ["... " + lines[-most], *lines[len(lines) - most + 1 :]]
+        lines = [f"...{lines[-most][3 - width :]}", *lines[len(lines) - most + 1 :]]
     # Anything may be the name of a folder: a dollar sign begins no formula here.
     return "\n".join(lines).replace("$", r"\$")
 

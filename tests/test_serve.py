@@ -1,12 +1,16 @@
 """A run adapted to the classes of a folder: against the learner itself, and as a person meets it."""
 
+import ast
 import csv
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from html.parser import HTMLParser
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -118,13 +122,19 @@ def test_saved_exported_and_predicted_later(maml, letters, tmp_path, capsys):
     pixels = draw(tmp_path / "again", 0, 3)
     expected = classifier.predict(pixels)[1]
     np.save(tmp_path / "pixels.npy", pixels)
+    # As the README says, in the folder of the file; then with real images.
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (called,) = re.findall(r"^    import json, pathlib\n.*?^    print.*?\n", readme, re.DOTALL | re.MULTILINE)
     code = (
         "import sys; sys.modules['jaxmeta'] = None\n"
+        f"{textwrap.dedent(called)}"
         "import jax, jax.export, numpy as np\n"
         f"program = jax.export.deserialize(open({str(export)!r}, 'rb').read())\n"
         f"print(np.asarray(program.call(np.load({str(tmp_path / 'pixels.npy')!r}))).tolist(), program.platforms)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    labels, said = process.stdout.split("\n", 1)
+    assert len(ast.literal_eval(labels)) == 7 and set(ast.literal_eval(labels)) <= set(result["classes"])
     answer, platforms = said.split("] (")
     np.testing.assert_allclose(json.loads(answer + "]"), expected, atol=1e-6)
     assert platforms.strip() == "'cpu', 'cuda', 'tpu')"
