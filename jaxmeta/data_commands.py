@@ -39,7 +39,7 @@ commands:
 NEEDS = {
     "glyphs": "nothing: drawn from the fonts of matplotlib",
     "omniglot": "a network, or --data-dir with the published archives or a copy of tensorflow-datasets",
-    "mnist": "--data-dir with the four original files or a copy of tensorflow-datasets",
+    "mnist": "a network, or --data-dir with the four original files or a copy of tensorflow-datasets",
     "cifar10": "a network, or --data-dir with an archive of it or a copy of tensorflow-datasets",
     "cifar_fs": "a network, or --data-dir with an archive of CIFAR-100 or a copy of tensorflow-datasets",
     "fc100": "the same as cifar_fs",
@@ -101,14 +101,15 @@ def _row(entry: CacheEntry) -> tuple[str, ...]:
 
 
 def _sizes(dataset: Dataset) -> tuple[int, int, str]:
-    """Count classes and images, and describe the images."""
+    """Count classes, each once whatever splits it is in, and images, and describe the images."""
     pools = dataset.splits.values()
     height, width, channels = next(iter(pools)).images.shape[2:]
     recipe = dataset.recipe
     pixels = f"{height}x{width}x{channels}"
     if recipe is not None:
         pixels += f" {recipe.fit}{', bright ink' if recipe.bright_ink else ''}"
-    return sum(len(pool.counts) for pool in pools), sum(int(pool.counts.sum()) for pool in pools), pixels
+    classes = {name for names in dataset.class_names.values() for name in names}
+    return len(classes), sum(int(pool.counts.sum()) for pool in pools), pixels
 
 
 def _print_table(rows: list[tuple[str, ...]]) -> None:

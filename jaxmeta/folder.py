@@ -6,7 +6,8 @@ classes.json    of a folder of images, which classes were trained on
 lowerings.json  which way each convolution of a step, and of an evaluation, is computed
 metrics.jsonl   one row for each logged step and each validation
 checkpoints/    the two latest and the best, or several of the best
-curves.png, episode.png, result.json, calibration.json   at the end
+episode.png     a test task; at the end with what is predicted
+curves.png, result.json, calibration.json   at the end
 """
 
 import contextlib

@@ -93,7 +93,7 @@ class CompareOptions:
 
 
 _QUERY = tyro.conf.arg(help="Images to label: files, and folders with all below them.", metavar="DIR_OR_FILE")
-_ANSWERS = "Where predictions.csv and predictions.html go; None: "
+_ANSWERS = "Folder for predictions.csv, predictions.html and result.json; None: "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +105,21 @@ class AdaptOptions:
         Path, tyro.conf.arg(help="A folder with one sub-folder for each class, with a few images of it.", metavar="DIR")
     ]
     query: Annotated[tuple[Path, ...], _QUERY]
-    out: Annotated[Path | None, tyro.conf.arg(help=f"{_ANSWERS}RUN/adapted/ and the support folder's name.")] = None
+    out: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            help=f"{_ANSWERS}RUN/adapted/NAME by the support folder's name; NAME-2 and so on where the answers by "
+            "another support folder of that name are. The same support folder again replaces its own."
+        ),
+    ] = None
     save: Annotated[bool, tyro.conf.arg(help="Also keep the classifier there, for `jaxmeta predict`.")] = False
     export: Annotated[
         Path | None,
-        tyro.conf.arg(help="Also write the classifier to this file, a program that needs jax alone.", metavar="FILE"),
+        tyro.conf.arg(
+            help="Also write the classifier to this file, a program that needs jax alone; FILE.json says how it is "
+            "called.",
+            metavar="FILE",
+        ),
     ] = None
     eval_inner_steps: Annotated[int | None, tyro.conf.arg(help="Inner steps; None: as in training.")] = None
 

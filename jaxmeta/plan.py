@@ -21,11 +21,11 @@ class Candidate(NamedTuple):
     """One way of computing a step.
 
     Attributes:
-      metagrad: A key of `METAGRADS`.
+      metagrad: A key of `METAGRADS`; None for a learner that takes none.
       task_chunk: Tasks computed at once on a device.
     """
 
-    metagrad: str
+    metagrad: str | None
     task_chunk: int
 
 
@@ -179,9 +179,10 @@ def fit_plan(
             return Plan(candidate, tuple(tried), budget)
     assert budget is not None
     least = min(tried, key=lambda one: one.num_bytes)
+    strategy = f" --metagrad {least.candidate.metagrad}" if least.candidate.metagrad else ""
     raise DoesNotFit(
-        f"A step needs {mib(least.num_bytes)} on each device even with --task-chunk {least.candidate.task_chunk} "
-        f"--metagrad {least.candidate.metagrad}, and {mib(budget)} may be used: {mib(least.num_bytes - budget)} too "
+        f"A step needs {mib(least.num_bytes)} on each device even with --task-chunk {least.candidate.task_chunk}"
+        f"{strategy}, and {mib(budget)} may be used: {mib(least.num_bytes - budget)} too "
         "much. Use fewer queries, filters or inner steps, or a device with that much memory (--memory-mib)."
     )
 
@@ -274,7 +275,7 @@ def plan_table(plan: Plan) -> str:
         too_large = plan.budget is not None and one.num_bytes > plan.budget
         verdict = "chosen" if one.candidate == plan.chosen else "does not fit" if too_large else "slower"
         numbers = f"{one.num_bytes / 2**20:.0f} | {one.compile_seconds:.1f} | {step}"
-        lines.append(f"| {one.candidate.metagrad} | {one.candidate.task_chunk} | {numbers} | {verdict} |")
+        lines.append(f"| {one.candidate.metagrad or '-'} | {one.candidate.task_chunk} | {numbers} | {verdict} |")
     limit = "what a device may use is not known" if plan.budget is None else f"a device may use {mib(plan.budget)}"
     how = "the fastest that fits" if any(one.step_seconds for one in plan.tried) else "the first that fits"
     return "\n".join([*lines, "", f"Chosen: {how}; {limit}."])

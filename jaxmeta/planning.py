@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxmeta import devices, feed, processes
+from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.base import Key, PyTree, TrainState
 from jaxmeta.bench.lowerings import describe, measure_lowerings
 from jaxmeta.config import Config, ConfigError
@@ -98,7 +99,7 @@ def plan_run(
 
     def computed_by(candidate: Candidate) -> Workspace:
         # What is wanted is built, and traced, already.
-        changed = dataclasses.replace(config, **candidate._asdict())
+        changed = dataclasses.replace(config, **{name: value for name, value in candidate._asdict().items() if value})
         return workspace if changed == config else with_config(workspace, changed, mesh)
 
     def measure(candidate: Candidate) -> Measured | None:
@@ -124,14 +125,17 @@ def plan_run(
         if search and (budget is None or num_bytes <= budget):
             seconds = _time_step(program, begin(), workspace, key, mesh)
         said = "" if seconds is None else f", {seconds:.4f} s a step"
+        chunk = f"{candidate.task_chunk} task{'' if candidate.task_chunk == 1 else 's'} at once"
         say(
-            f"{candidate.metagrad}, {candidate.task_chunk} tasks at once: compiled in {compile_seconds:.1f} s, "
+            f"{f'{candidate.metagrad}, ' if candidate.metagrad else ''}{chunk}: compiled in {compile_seconds:.1f} s, "
             f"{num_bytes / 2**20:.0f} MiB a device{said}"
         )
         return Measured(candidate, num_bytes, compile_seconds, seconds)
 
-    wanted = Candidate(config.metagrad, config.task_chunk or 1)
-    others = SAME_GRADIENT if config.metagrad in SAME_GRADIENT and config.estimator == "exact" else ()
+    # A learner that takes no strategy has no inner loop, or always the same one: others would be the same program.
+    metagrad = config.metagrad if "metagrad" in options_of(ALGORITHMS[config.algorithm]) else None
+    wanted = Candidate(metagrad, config.task_chunk or 1)
+    others = SAME_GRADIENT if metagrad in SAME_GRADIENT and config.estimator == "exact" else ()
     try:
         if search:
             on_device = config.tasks if mesh is None else math.ceil(config.tasks / mesh.shape[devices.TASKS])

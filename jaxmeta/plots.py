@@ -65,45 +65,47 @@ def plot_curves(path: Path, rows: list[dict[str, Any]], metric: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def plot_image_episode(path: Path, episode: Episode, outputs: np.ndarray, title: str) -> None:
-    """Draw one task: its support images above, its query images with predicted and true class below.
+def plot_image_episode(
+    path: Path, episode: Episode, outputs: np.ndarray | None, title: str, names: Sequence[str] = ()
+) -> None:
+    """Draw one task: a row for each class with its name, its support images, and its query images as predicted.
 
     Args:
       path: Where to write the PNG.
       episode: One task of images.
-      outputs: Logits of the query set `[queries, ways]`.
+      outputs: Logits of the query set `[queries, ways]`; None where nothing is predicted yet.
       title: Above the picture.
+      names: The name of each class of the task; without, they are numbered.
     """
     support, query = episode
-    ways = outputs.shape[-1]
     # Where ways vary, a task may have fewer than there are outputs.
     present = int(np.max(np.asarray(support.targets))) + 1
-    shown_ways, columns = min(ways, present, 10), 8
-    support_rows = [_examples(support, way)[:columns] for way in range(shown_ways)]
-    query_rows = [_examples(query, way)[:columns] for way in range(shown_ways)]
-    widths = [max(len(row) for row in support_rows), max(len(row) for row in query_rows)]
-    predicted = np.argmax(outputs, -1)
+    ways = present if outputs is None else outputs.shape[-1]
+    names = [*names, *(f"class {way}" for way in range(len(names), ways))]
+    rows, columns = min(present, 10), 8
+    predicted = None if outputs is None else np.argmax(outputs, -1)
+    of_class = [[_examples(batch, way)[:columns] for way in range(rows)] for batch in episode]
+    shots, queries = (max(map(len, of_batch)) for of_batch in of_class)
+    # Beside the images: a column for the names, twice as wide, and a narrow gap between support and query.
+    widths = [2.0, *[1.0] * shots, 0.25, *[1.0] * queries]
     # Wide enough for the title, however few images there are.
-    figure = _figure(max(5.5, 0.95 * (sum(widths) + 1.2)), 1.12 * shown_ways + 0.7)
+    figure = _figure(max(5.5, 0.95 * sum(widths)), 1.1 * rows + 0.8)
     figure.suptitle(title, fontsize=10)
-    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=widths, wspace=0.03)[0]
-    left.suptitle("support", fontsize=9)
-    right.suptitle("query: predicted (true)", fontsize=9)
-    for part, rows, batch, width in ((left, support_rows, support, widths[0]), (right, query_rows, query, widths[1])):
-        grid = part.subplots(shown_ways, width, squeeze=False)
-        for axes in grid.flat:
-            axes.set_axis_off()
-        for way, row in enumerate(rows):
-            for column, index in enumerate(row):
-                axes = grid[way, column]
-                image = np.asarray(batch.inputs[index])
-                axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
-                if part is left:
-                    axes.set_title(f"class {way}", fontsize=8, color=TRUTH)
-                else:
-                    right_one = predicted[index] == way
-                    text = f"{predicted[index]} ({way})"
-                    axes.set_title(text, fontsize=8, color=GOOD if right_one else BAD)
+    grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
+    _name_rows(grid, names)
+    for start, label in ((1, "support"), (2 + shots, "query" if predicted is None else "query: predicted")):
+        # Above the titles of single images, which have two lines. The first makes room for both; the second, which is
+        # longer, makes no column wider.
+        where = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 8}
+        grid[0, start].annotate(label, (0, 1), (0, 24), **where).set_in_layout(start == 1)
+    parts = ((1, support, of_class[0], None), (2 + shots, query, of_class[1], predicted))
+    for start, batch, places, taken_for in parts:
+        for way, row in enumerate(places):
+            for axes, index in zip(grid[way, start:], row, strict=False):
+                _show(axes, np.asarray(batch.inputs[index]), 1)
+                if taken_for is not None:
+                    color = GOOD if taken_for[index] == way else BAD
+                    axes.set_title(_broken(names[taken_for[index]], 15, 2), fontsize=7, color=color)
     figure.savefig(path, dpi=110)
 
 
@@ -126,20 +128,36 @@ def plot_task(path: Path, support: np.ndarray, query: np.ndarray, names: Sequenc
     figure = _figure(max(5.5, 0.95 * sum(widths)), 0.9 * rows + 0.9)
     figure.suptitle(title + hidden, fontsize=10)
     grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for row, name in zip(grid, names, strict=False):
-        # Also broken after a slash or an underscore, as in "Greek/character01".
-        lines = textwrap.wrap(re.sub(r"([/_])(?=\S)", r"\1\0 ", name), 22, max_lines=4, placeholder=" ...")
-        # Anything may be the name of a folder: a dollar sign begins no formula here.
-        text = re.sub("\0 ?", "", "\n".join(lines)).replace("$", r"\$")
-        row[0].text(1, 0.5, text, ha="right", va="center", fontsize=9, color=TRUTH, transform=row[0].transAxes)
+    _name_rows(grid, names)
     for start, batch, label in ((1, support, "support"), (2 + shots, query, "query")):
         grid[0, start].set_title(label, fontsize=9, loc="left")
         for row, images in zip(grid, batch, strict=False):
             for axes, image in zip(row[start:], images, strict=False):
-                axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+                _show(axes, image, 255)
     figure.savefig(path, dpi=110)
+
+
+def _name_rows(grid: np.ndarray, names: Sequence[str]) -> None:
+    """Write the name of each class into the first column; of all others only the images are seen."""
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for row, name in zip(grid, names, strict=False):
+        place = {"transform": row[0].transAxes, "ha": "right", "va": "center"}
+        row[0].text(1, 0.5, _broken(name, 22, 4), fontsize=9, color=TRUTH, **place)
+
+
+def _show(axes, image: np.ndarray, brightest: int) -> None:
+    axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=brightest)
+
+
+def _broken(name: str, width: int, most: int) -> str:
+    """Break a name into lines; of one that is too long the end is left, which tells more ("character01/rot090")."""
+    # Also broken after a slash or an underscore, as in "Greek/character01".
+    lines = [re.sub("\0 ?", "", line) for line in textwrap.wrap(re.sub(r"([/_])(?=\S)", r"\1\0 ", name), width)]
+    if len(lines) > most:
+        lines = [f"...{lines[-most][3 - width :]}", *lines[len(lines) - most + 1 :]]
+    # Anything may be the name of a folder: a dollar sign begins no formula here.
+    return "\n".join(lines).replace("$", r"\$")
 
 
 def _examples(batch: Batch, way: int) -> np.ndarray:

@@ -117,7 +117,7 @@ def train_run(
             raise Interrupted(f"Stopped at step {int(train_state.step)}; the state is saved. Go on with --resume.")
     restored = checkpoint.restore(out / "checkpoints", state_like(workspace), best=True)
     result = judge(workspace, restored.train_state, out, split="test")
-    processes.on_first(partial(draw, workspace, restored.train_state, out))
+    processes.on_first(partial(draw, workspace, out, restored.train_state))
     calibrate_run(workspace, restored.train_state, out)
     result["seconds"] = round(time.monotonic() - began, 1)
     processes.on_first(lambda: write_atomically(out / "result.json", json.dumps(result, indent=2) + "\n"))
@@ -198,18 +198,12 @@ def _keep(out: Path, workspace: Workspace, plan: Plan) -> None:
     keep_lowerings(out, {**trace_step(workspace), **trace_judgement(workspace)}, workspace.lowering)
     if len(plan.tried) > 1:
         write_atomically(out / "plan.md", plan_table(plan) + "\n")
+    # One that is interrupted has a picture, too.
+    draw(workspace, out)
 
 
 def _train(
-    out: Path,
-    workspace: Workspace,
-    train_state,
-    key,
-    reporter: Reporter,
-    stop: dict,
-    began: float,
-    mesh: Mesh | None,
-    program: jax.stages.Compiled,
+    out: Path, workspace: Workspace, train_state, key, reporter: Reporter, stop: dict, began: float, mesh, program
 ) -> TrainState:
     """Run `fit` with logging, validation and checkpoints in its callback."""
     config, headline, directory = workspace.config, workspace.headline, out / "checkpoints"

@@ -26,6 +26,7 @@ from jaxmeta.data import (
     task_keys,
     task_source,
 )
+from jaxmeta.data.host import chooser_of
 from jaxmeta.evaluate import draw_tasks, judge_tasks, make_evaluator
 from jaxmeta.folder import load_lowerings, lowerings_file, read_rows, save_lowerings
 from jaxmeta.nn import Case, LoweringTable, contractions_in, lowerings_used
@@ -237,11 +238,24 @@ def one_task(source: TaskSource, key=None):
     return jax.tree.map(lambda leaf: leaf[0], draw_tasks(source.sample, key, source.pool, source.spec, 1, 0))
 
 
-def draw(workspace: Workspace, train_state: TrainState, out: Path) -> None:
-    """Draw the curves and one test episode."""
-    plots.plot_curves(out / "curves.png", read_rows(out / "metrics.jsonl"), workspace.headline)
-    config, learner = workspace.config, workspace.parts.learner
-    key = evaluation_key("test")
+def classes_of_task(workspace: Workspace, split: str, key: Key) -> list[str]:
+    """Name the classes of the task that `one_task` draws, in the order of their targets; none where there are none."""
+    source, names = workspace.sources[split], workspace.dataset.class_names.get(split, ())
+    choose = chooser_of(source.sample)
+    if choose is None or not names:
+        return []
+    support = choose(key, source.pool, source.spec, 1).support
+    chosen, targets, real = (np.asarray(leaf)[0] for leaf in (support.inputs, support.targets, support.weights))
+    places = {int(target): int(place) for (place, _), target in zip(chosen[real > 0], targets[real > 0], strict=True)}
+    return [names[places[target]] for target in sorted(places)]
+
+
+def draw(workspace: Workspace, out: Path, train_state: TrainState | None = None) -> None:
+    """Draw the curves and one test episode; before there is a state, the episode alone, if there is no picture yet."""
+    config, learner, picture = workspace.config, workspace.parts.learner, out / "episode.png"
+    if train_state is None and picture.exists():
+        return
+    key, steps = evaluation_key("test"), config.eval_inner_steps
     episode = one_task(workspace.sources["test"], key)
 
     # Compiled as one: step by step, hundreds of small programs would be compiled. Of arguments, not of constants, which
@@ -252,18 +266,23 @@ def draw(workspace: Workspace, train_state: TrainState, out: Path) -> None:
         return learner.predict(adapted, batch, key)
 
     def predict(num_steps, batch):
-        return predicted(num_steps, train_state.meta_params, train_state.state, episode.support, batch)
+        assert train_state is not None
+        return np.asarray(predicted(num_steps, train_state.meta_params, train_state.state, episode.support, batch))
 
-    steps = config.eval_inner_steps
-    looped = f", {_steps(steps)}" if "num_steps" in options_of(ALGORITHMS[config.algorithm]) else ""
+    looped = ""
+    if train_state is not None:
+        plots.plot_curves(out / "curves.png", read_rows(out / "metrics.jsonl"), workspace.headline)
+        looped = f", {_steps(steps)}" if "num_steps" in options_of(ALGORITHMS[config.algorithm]) else ""
     title = f"{workspace.dataset.name}, {config.algorithm}, {config.shots}-shot{looped}, one test task"
     if workspace.dataset.kind == "classification":
-        plots.plot_image_episode(out / "episode.png", episode, np.asarray(predict(steps, episode.query)), title)
+        outputs = None if train_state is None else predict(steps, episode.query)
+        plots.plot_image_episode(picture, episode, outputs, title, classes_of_task(workspace, "test", key))
         return
     grid = jnp.linspace(-5.0, 5.0, 201)[:, None]
     batch = episode.query._replace(inputs=grid, targets=grid, weights=jnp.ones(201))
-    curves = {_steps(n): (np.asarray(grid)[:, 0], np.asarray(predict(n, batch))[:, 0]) for n in sorted({0, steps})}
-    plots.plot_regression_episode(out / "episode.png", episode, curves, title)
+    numbers = [] if train_state is None else sorted({0, steps})
+    curves = {_steps(number): (np.asarray(grid)[:, 0], predict(number, batch)[:, 0]) for number in numbers}
+    plots.plot_regression_episode(picture, episode, curves, title)
 
 
 def _steps(number: int) -> str:

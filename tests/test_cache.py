@@ -349,7 +349,7 @@ def test_clear_leaves_alone_what_is_being_prepared(own, capsys):
         (["list", "glyphs"], "takes no options"),
         (["prepare", "omniglt"], "Unknown dataset 'omniglt'. Did you mean 'omniglot'?"),
         (["prepare", "glyphs", "--split", "random"], "--split random is for --dataset omniglot"),
-        (["prepare", "mnist", "--data-dir", "/no/such/folder"], "No MNIST in data_dir /no/such/folder"),
+        (["prepare", "mnist", "--data-dir", "/no/such/folder"], "No mnist in data_dir /no/such/folder"),
         (["prepare"], "DATASET"),
         (["verify", "glyfs-1"], "Did you mean 'glyphs-1'?"),
         (["clear"], "either the NAME of a prepared dataset, or --all"),

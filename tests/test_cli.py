@@ -171,6 +171,8 @@ def test_interrupt_saves_and_leaves_with_130(tmp_path):
     stopped = int(err.split("Stopped at step ")[1].split(";")[0])
     assert stopped in checkpoint_steps(run / "checkpoints")
     assert "Traceback" not in err
+    # What it is about can be seen already.
+    assert (run / "episode.png").stat().st_size > 5000 and not (run / "curves.png").exists()
 
 
 def test_full_disk_keeps_the_last_checkpoint(run, capsys):
@@ -260,7 +262,7 @@ def test_damaged_checkpoint_is_passed_over(run, capsys):
         (["train", "--split", "random"], "--split random is for --dataset omniglot"),
         (["train", "--dataset", "sinusoid", "--within-alphabet"], "The classes of sinusoid are in no groups"),
         (["train", "--within-alphabet", "--ways", "40"], "the largest group of split 'validation' of glyphs has 36"),
-        (["train", "--dataset", "mnist", "--data-dir", "/no/such/folder"], "No MNIST in data_dir /no/such/folder"),
+        (["train", "--dataset", "mnist", "--data-dir", "/no/such/folder"], "No mnist in data_dir /no/such/folder"),
         (["train", "--dataset", "sinusoid", "--data-dir", "x"], "--dataset sinusoid reads no data"),
         (["train", "--dataset", "omniglot", "--split", "rndom", "--data-dir", "x"], "no split 'rndom'"),
         (["train", "--seed", "-1"], "--seed must be at least 0"),

@@ -16,6 +16,7 @@ from test_train import OPTIMIZER, TASKS, learner_of
 
 from jaxmeta import make_train_step
 from jaxmeta.cli import main
+from jaxmeta.config import Config
 from jaxmeta.dispatch import compile_steps
 from jaxmeta.plan import (
     SAME_GRADIENT,
@@ -26,6 +27,7 @@ from jaxmeta.plan import (
     fastest_plan,
     fit_plan,
     memory_at_hand,
+    plan_table,
     program_bytes,
 )
 from jaxmeta.planning import plan_run
@@ -151,6 +153,19 @@ def test_what_is_there_already_is_not_asked_for_again(monkeypatch):
     begin = partial(make_state, workspace, jax.random.key(0))
     planned = plan_run(workspace._replace(sources=sources), begin, jax.random.key(0))
     assert planned.plan.budget == 10**8 + pool.nbytes + sum(leaf.nbytes for leaf in jax.tree.leaves(begin()))
+
+
+def test_a_learner_without_a_strategy_is_said_to_have_none():
+    """Prototypical networks differentiate no loop: nothing is called unrolled, and no strategy is tried."""
+    workspace = open_workspace(Config(algorithm="protonet", model="mlp", tasks=2, task_chunk=1, log_every=1))
+    begin, said = partial(make_state, workspace, jax.random.key(0)), []
+    planned = plan_run(workspace, begin, jax.random.key(0), search=True, say=said.append)
+    assert [line.split(":")[0] for line in said] == ["1 task at once", "2 tasks at once"]
+    assert planned.plan.chosen.metagrad is None and planned.workspace.config.metagrad == Config.metagrad
+    assert [line.split(" | ")[0] for line in plan_table(planned.plan).splitlines()[2:4]] == ["| -", "| -"]
+    large = Measured(planned.plan.chosen, 3 * 2**20, 0.0, None)
+    with pytest.raises(DoesNotFit, match=r"--task-chunk \d, and 1 MiB may be used"):
+        fit_plan(lambda candidate: large, planned.plan.chosen, budget=2**20)
 
 
 def stored(out):

@@ -1,11 +1,16 @@
 """A run adapted to the classes of a folder: against the learner itself, and as a person meets it."""
 
+import ast
 import csv
 import dataclasses
 import json
+import re
+import shutil
 import subprocess
 import sys
+import textwrap
 from html.parser import HTMLParser
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -117,13 +122,19 @@ def test_saved_exported_and_predicted_later(maml, letters, tmp_path, capsys):
     pixels = draw(tmp_path / "again", 0, 3)
     expected = classifier.predict(pixels)[1]
     np.save(tmp_path / "pixels.npy", pixels)
+    # As the README says, in the folder of the file; then with real images.
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (called,) = re.findall(r"^    import json, pathlib\n.*?^    print.*?\n", readme, re.DOTALL | re.MULTILINE)
     code = (
         "import sys; sys.modules['jaxmeta'] = None\n"
+        f"{textwrap.dedent(called)}"
         "import jax, jax.export, numpy as np\n"
         f"program = jax.export.deserialize(open({str(export)!r}, 'rb').read())\n"
         f"print(np.asarray(program.call(np.load({str(tmp_path / 'pixels.npy')!r}))).tolist(), program.platforms)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    labels, said = process.stdout.split("\n", 1)
+    assert len(ast.literal_eval(labels)) == 7 and set(ast.literal_eval(labels)) <= set(result["classes"])
     answer, platforms = said.split("] (")
     np.testing.assert_allclose(json.loads(answer + "]"), expected, atol=1e-6)
     assert platforms.strip() == "'cpu', 'cuda', 'tpu')"
@@ -266,16 +277,85 @@ def test_queries_inside_the_support_folder(tmp_path):
     queries = [tmp_path / "unknown", tmp_path / "letter 0" / "also unknown", tmp_path / "unknown" / "00.png"]
     support = read_support(tmp_path, recipe, queries)
     assert support.class_names == ("letter 0", "letter 1") and support.targets.tolist() == [0, 0, 1, 1]
-    assert len(query_files(queries, support.images.files)) == 4
+    files, links = query_files(queries, support.images.files)
+    assert len(files) == 4 and not links
+    # Links back are no classes and are not gone into, and each is named.
+    for name in ("letter 1/loop", "back"):
+        assert f"{tmp_path / name} is a link to a folder, which is not followed." in support.images.skipped
     # The folder around: what is not labelled there.
     (tmp_path / "loose.png").write_bytes((tmp_path / "unknown" / "00.png").read_bytes())
     support = read_support(tmp_path, recipe, [tmp_path])
-    assert query_files([tmp_path], support.images.files) == [tmp_path / "loose.png"]
+    files, links = query_files([tmp_path], support.images.files)
+    assert files == [tmp_path / "loose.png"] and len(links) == 2
     with pytest.raises(DataError, match="nothing to label.*all files there are in the support folder"):
         query_files([tmp_path / "unknown"], support.images.files)
     assert any(
         "loose.png is in the folder of no class" in text for text in read_support(tmp_path, recipe).images.skipped
     )
+
+
+def test_links_to_folders_are_named_once(maml, letters, tmp_path, capsys):
+    """Among the queries and in a class, each with its sentence in the notes; nothing behind them is read."""
+    shutil.copytree(letters / "known", tmp_path / "known")
+    shutil.copytree(letters / "new" / "letter 0", tmp_path / "new")
+    for link in (tmp_path / "new" / "more", tmp_path / "known" / "letter 1" / "more"):
+        link.symlink_to(letters / "new" / "letter 3")
+    (tmp_path / "new" / "round").symlink_to(tmp_path / "new")
+    (tmp_path / "known" / "letter 2" / "broken.png").write_bytes(b"text")
+    # The folder around both: what cannot be used in the support folder is met twice.
+    arguments = ["--support", str(tmp_path / "known"), "--query", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(["adapt", str(maml), *arguments]) == 0
+    out, error = capsys.readouterr()
+    result = json.loads(out)
+    assert result["images"] == 3 and len(result["skipped"]) == 4
+    for place in ("new/more", "new/round", "known/letter 1/more"):
+        assert error.count(f"skipped: {tmp_path / place} is a link to a folder, which is not followed.") == 1
+    assert error.count("broken.png is no image") == 1
+    page = (tmp_path / "out" / "predictions.html").read_text()
+    assert page.count("is a link to a folder, which is not followed.") == 3
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "link").symlink_to(letters / "new")
+    with pytest.raises(DataError, match="the folders are empty. But .*only/link is a link .* Give the folder itself"):
+        query_files([tmp_path / "only"])
+
+
+@pytest.mark.parametrize("other", ["LETTER 0", "letter 0 "])
+def test_two_spellings_of_a_class_are_refused(other, letters, tmp_path):
+    shutil.copytree(letters / "known", tmp_path / "known")
+    draw(tmp_path / "known", 6, 1, name=other)
+    with pytest.raises(
+        DataError, match=f"'letter 0' and '{other}'|'{other}' and 'letter 0'.* differ in upper and lower"
+    ):
+        read_support(tmp_path / "known", read_data(tmp_path, Config()).recipe)
+
+
+def test_answers_by_another_folder_of_the_same_name_stay(maml, letters, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(maml, run)
+    for number, place in enumerate(("here", "there")):
+        for letter in (number, number + 2):
+            draw(tmp_path / place / "known", letter, 1)
+
+    def label(place):
+        arguments = ["--support", str(tmp_path / place / "known"), "--query", str(letters / "new"), "--save"]
+        assert main(["adapt", str(run), *arguments]) == 0
+        out, error = capsys.readouterr()
+        return json.loads(out), error
+
+    first, said = label("here")
+    assert first["predictions"] == str(run / "adapted" / "known" / "predictions.csv")
+    assert "another support folder" not in said
+    before = {path: path.read_bytes() for path in (run / "adapted" / "known").iterdir()}
+    assert {path.name for path in before} == {"predictions.csv", "predictions.html", "result.json", "classifier.npz"}
+    second, said = label("there")
+    assert second["classifier"] == str(run / "adapted" / "known-2" / "classifier.npz")
+    assert f"{run}/adapted/known is another support folder's: the answers are in {run}/adapted/known-2." in said
+    assert {path: path.read_bytes() for path in before} == before
+    # Each replaces its own, and what is there from an earlier version, which says of no folder, stays.
+    assert label("there")[0] == second and label("here")[0] == first
+    (run / "adapted" / "known" / "result.json").unlink()
+    assert label("here")[0]["page"] == str(run / "adapted" / "known-3" / "predictions.html")
+    assert json.loads((run / "adapted" / "known-3" / "result.json").read_text())["support"].endswith("here/known")
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +375,14 @@ def sinusoid(tmp_path_factory):
         ({"support": "empty class"}, "The class nothing has no image that can be read"),
         ({"query": "nowhere"}, "There is no file or folder nowhere to label"),
         ({"query": "file"}, "None of the 1 files to label can be read"),
-        ({"more": ["--out", "file"]}, "is a file, or in one. Choose another folder"),
+        ({"more": ["--out", "file"]}, "is a file, or in one. Choose another folder with --out"),
+        ({"more": ["--out", "/proc/nope/deep"]}, "The folder /proc/nope/deep cannot be made"),
+        ({"more": ["--out", "new/out", "--export", "one class"]}, "--export one class is a folder; needed is the name"),
+        ({"more": ["--export", "/proc/nope/letters.jax"]}, "Choose another place with --export"),
+        ({"more": ["--export", "file/letters.jax"]}, "file is a file, or in one. Choose another folder with --export"),
+        ({"more": ["--export", "taken"]}, "taken.json is a folder, where a file is to be written. Remove it"),
+        ({"more": ["--out", "full", "--save"]}, "full/classifier.npz is a folder, where a file is to be written"),
+        ({"more": ["--out", "out", "--export", "out/result.json"]}, "would be written over out/result.json"),
         ({"more": ["--eval-inner-steps", "-1"]}, "must be at least 0; given -1"),
     ],
 )
@@ -307,6 +394,8 @@ def test_bad_input_is_refused_and_nothing_written(
     draw(tmp_path / "one class", 0, 1)
     draw(tmp_path / "empty class", 0, 1)
     (tmp_path / "empty class" / "nothing").mkdir()
+    (tmp_path / "taken.json").mkdir()
+    (tmp_path / "full" / "classifier.npz").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     runs = {"nowhere": "nowhere", "sinusoid": str(sinusoid)}
     arguments = [runs.get(change.get("run"), str(maml)), "--support", change.get("support", str(letters / "known"))]

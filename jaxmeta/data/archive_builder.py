@@ -178,16 +178,19 @@ class Prepared(NamedTuple):
     origin: dict[str, str | None]
 
 
-def read_examples(folder: Path, recipe: ImageRecipe, edit: Callable[[bytes], bytes] | None = None) -> Prepared:
+def read_examples(
+    folder: Path, recipe: ImageRecipe, edit: Callable[[bytes], bytes] | None = None, *, by_key: bool = False
+) -> Prepared:
     """Read a prepared copy, ours or a stock builder's, whose files are array_record, into the pixels of a recipe.
 
     Args:
       folder: The folder of the prepared version.
       recipe: What the images are made into.
       edit: What is done to a file before, such as cutting off a margin.
+      by_key: Sort the images by their keys, where they have some.
 
     Returns:
-      The images; their order depends on their pixels only, not on that of the records.
+      The images; their order depends on their pixels only, or their keys, not on that of the records.
 
     Raises:
       ImageError: names the image that cannot be read.
@@ -195,6 +198,9 @@ def read_examples(folder: Path, recipe: ImageRecipe, edit: Callable[[bytes], byt
     builder: Any = tfds.builder_from_directory(folder)
     names = tuple(builder.info.features["label"].names)
     parts: dict[str, dict[str, list[np.ndarray]]] = {}
+
+    def place(keyed: tuple[bytes, np.ndarray]) -> tuple[bytes, bytes]:
+        return keyed[0], keyed[1].tobytes()
 
     def read(record: dict) -> np.ndarray:
         try:
@@ -207,12 +213,12 @@ def read_examples(folder: Path, recipe: ImageRecipe, edit: Callable[[bytes], byt
     # they were is restored here.
     with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for part in builder.info.splits:
-            by_class = parts.setdefault(part, {})
+            by_class: dict[str, list[tuple[bytes, np.ndarray]]] = {}
             for records in _batches(read_records(builder, (part,), at_once=256), 256):
                 for record, pixels in zip(records, pool.map(read, records), strict=True):
-                    by_class.setdefault(names[int(record["label"])], []).append(pixels)
-            for images in by_class.values():
-                images.sort(key=np.ndarray.tobytes)
+                    key = record.get("key", b"") if by_key else b""
+                    by_class.setdefault(names[int(record["label"])], []).append((key, pixels))
+            parts[part] = {name: [pixels for _, pixels in sorted(keyed, key=place)] for name, keyed in by_class.items()}
     metadata = builder.info.metadata or {}
     return Prepared(names, parts, metadata.get("sha256") or {f"{builder.name} {builder.version}": None})
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmeta.data.archives import ArchiveSource, find_source
+from jaxmeta.data.archives import ArchiveSource, find_file, find_source
 from jaxmeta.data.cache import cache_dir, cached_dataset, is_full_disk
 from jaxmeta.data.pool_file import read_dataset
 from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe
@@ -30,6 +30,8 @@ class PoolPlan(NamedTuple):
       parts: Of a split, which of the source's parts its images are from; all of them where it is None.
       stock: Names under which tensorflow-datasets itself prepares the same images.
       edit: What is done to an image file before it is read, such as cutting off a margin.
+      by_key: Keep the order of the archive, which the keys of its images tell, rather than sort them by their pixels;
+        the images of a stock copy, which have none, are sorted all the same.
     """
 
     name: str
@@ -39,6 +41,7 @@ class PoolPlan(NamedTuple):
     parts: Mapping[str, Sequence[str]] | None = None
     stock: tuple[str, ...] = ()
     edit: Callable[[bytes], bytes] | None = None
+    by_key: bool = False
 
 
 def photographs(image_size: int | None, default: int) -> ImageRecipe:
@@ -118,12 +121,14 @@ def pool_dataset(plan: PoolPlan, data_dir: Path | None = None) -> Dataset:
 
 def _missing(plan: PoolPlan, folder: Path) -> str:
     packings = ", or ".join(" and ".join(file.name for file in source.files) for source in plan.sources)
-    present = [file.name for source in plan.sources for file in source.files if (folder / file.name).is_file()]
+    present = [file.name for source in plan.sources for file in source.files if find_file(folder, file.name)]
+    packed = any(file.name.endswith((".zip", ".tgz", ".tar.gz", ".tar.xz")) for file in plan.sources[0].files)
+    how = "packed as zip, tar, tar.gz or tar.xz" if packed else "packed or not"
     state = f"only {', '.join(present)}" if present else "none of this" if folder.is_dir() else "no such folder"
     prepared = f", a copy prepared by tensorflow-datasets ({', '.join(plan.stock)})" if plan.stock else ""
     return (
-        f"No {plan.name} in data_dir {folder}: {state}. It should hold {packings} (packed as zip, tar, tar.gz or "
-        f"tar.xz){prepared}, or a prepared {plan.name}-*.npz. See {plan.sources[0].homepage}."
+        f"No {plan.name} in data_dir {folder}: {state}. It should hold {packings} ({how}){prepared}, or a prepared "
+        f"{plan.name}-*.npz. See {plan.sources[0].homepage}."
     )
 
 
@@ -201,7 +206,7 @@ def _from_prepared(plan: PoolPlan, folder: Path) -> Dataset:
     """Read a prepared copy, ours or a stock builder's, into the pools of the splits."""
     builder = builder_module(plan.name)
     try:
-        class_names, images, origin = builder.read_examples(folder, plan.recipe, plan.edit)
+        class_names, images, origin = builder.read_examples(folder, plan.recipe, plan.edit, by_key=plan.by_key)
     except Exception as error:  # A damaged copy fails in a dozen ways, none of them named.
         if isinstance(error, MemoryError | DataError):
             raise
@@ -220,11 +225,11 @@ def _from_prepared(plan: PoolPlan, folder: Path) -> Dataset:
                 f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Fetch it again from "
                 f"{plan.sources[0].homepage}."
             )
-        pools[split] = _pool([[images[part].pop(name, []) for part in parts] for name in names])
+        pools[split] = _pool([[images[part].pop(name, []) for part in parts] for name in names], plan.by_key)
     return Dataset(plan.name, "classification", pools, splits, recipe=plan.recipe, origin=origin)
 
 
-def _pool(classes: list[list[list[np.ndarray]]]) -> ClassPool:
+def _pool(classes: list[list[list[np.ndarray]]], by_key: bool) -> ClassPool:
     """Stack images by class and part into a rectangle, giving up what is stacked."""
     counts = np.array([sum(map(len, parts)) for parts in classes], np.int32)
     shape = next(image.shape for parts in classes for images in parts for image in images)
@@ -232,6 +237,6 @@ def _pool(classes: list[list[list[np.ndarray]]]) -> ClassPool:
     for place, count in enumerate(counts):
         of_class = [image for images_of_part in classes[place] for image in images_of_part]
         # By their pixels, so that no packing and no order of records makes another pool.
-        images[place, :count] = sorted(of_class, key=np.ndarray.tobytes)
+        images[place, :count] = of_class if by_key else sorted(of_class, key=np.ndarray.tobytes)
         classes[place] = []
     return ClassPool(images, counts)

@@ -4,12 +4,16 @@ Nothing is extracted to the disk: the members of an archive are read where they 
 tensorflow-datasets; what prepares an archive with it is `archive_builder`.
 """
 
+import contextlib
+import gzip
+import hashlib
 import logging
 import posixpath
 import re
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,12 +34,14 @@ class ArchiveFile(NamedTuple):
       url: Where it is published.
       size: Bytes.
       sha256: Of its contents.
+      unpacked_sha256: Of what a single file that is packed as .gz holds: others pack the same bytes in another way.
     """
 
     name: str
     url: str | None = None
     size: int | None = None
     sha256: str | None = None
+    unpacked_sha256: str | None = None
 
 
 class Example(NamedTuple):
@@ -99,18 +105,27 @@ def find_source(sources: Sequence[ArchiveSource], folder: Path) -> tuple[Archive
       True
     """
     for source in sources:
-        paths = {file.name: path for file in source.files if (path := _find_file(folder, file.name))}
+        paths = {file.name: path for file in source.files if (path := find_file(folder, file.name))}
         if len(paths) == len(source.files):
             return source, paths
     return None
 
 
-def _find_file(folder: Path, name: str) -> Path | None:
+def find_file(folder: Path, name: str) -> Path | None:
+    """Find a published file in a folder: an archive may be packed in another way, a single file not at all.
+
+    Args:
+      folder: Where to look.
+      name: Of the file as published.
+
+    Returns:
+      Its path; None if it is not there.
+    """
     for suffix in _SUFFIXES:
         if name.endswith(suffix):
             others = [name.removesuffix(suffix) + other for other in _SUFFIXES]
             return next((folder / found for found in (name, *others) if (folder / found).is_file()), None)
-    return folder / name if (folder / name).is_file() else None
+    return next((folder / found for found in (name, name.removesuffix(".gz")) if (folder / found).is_file()), None)
 
 
 def check_hashes(source: ArchiveSource, paths: Mapping[str, Path]) -> dict[str, str]:
@@ -133,7 +148,7 @@ def check_hashes(source: ArchiveSource, paths: Mapping[str, Path]) -> dict[str, 
         hashes[published.name] = found = file_hashes([path])[path.name]
         if published.sha256 is None:
             _LOG.warning("%s: sha256 %s; the published one is not known here.", path, found)
-        elif found != published.sha256:
+        elif found not in (published.sha256, published.unpacked_sha256) and not _holds_published(path, published):
             _LOG.warning(
                 "%s is not byte for byte the published %s: its sha256 is %s, published is %s. It is used all the same.",
                 path,
@@ -142,6 +157,15 @@ def check_hashes(source: ArchiveSource, paths: Mapping[str, Path]) -> dict[str, 
                 published.sha256,
             )
     return hashes
+
+
+def _holds_published(path: Path, published: ArchiveFile) -> bool:
+    """Tell whether a file that was packed by others holds the published bytes; what is damaged does not."""
+    if published.unpacked_sha256 is None:
+        return False
+    with contextlib.suppress(OSError, EOFError, zlib.error), gzip.open(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == published.unpacked_sha256
+    return False
 
 
 def read_members(path: Path, pattern: re.Pattern) -> Iterator[tuple[re.Match, bytes]]:

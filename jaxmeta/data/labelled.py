@@ -89,6 +89,33 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _LITTER
 
 
+def refuse_two_spellings(names: Iterable[str]) -> None:
+    """Refuse names of classes that differ in upper and lower case, or in spaces around them, only.
+
+    Args:
+      names: The names of all classes, as the folders or the rows have them.
+
+    Raises:
+      DataError: two of them are one; says which.
+
+    Example:
+      >>> refuse_two_spellings(["thing 30", "Thing 30"])
+      Traceback (most recent call last):
+      ...
+      jaxmeta.data.pools.DataError: The classes 'thing 30' and 'Thing 30' differ in ...
+    """
+    spellings: dict[str, list[str]] = {}
+    for name in names:
+        spellings.setdefault(_folded(printable(name)), []).append(name)
+    for same in spellings.values():
+        if len(same) > 1:
+            listed = " and ".join(repr(printable(name)) for name in same)
+            raise DataError(
+                f"The classes {listed} differ in upper and lower case, or in spaces, only. Put them into one, or give "
+                "one of them another name."
+            )
+
+
 def _of_folder(root: Path) -> Listing:
     skipped: list[tuple[Path, str]] = []
     seen = {_identity(root.stat())}
@@ -167,16 +194,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 def _by_name(classes: dict[str, list[Path]]) -> dict[str, list[Path]]:
     """Make the names printable, and refuse two spellings of one."""
-    spellings: dict[str, list[str]] = {}
-    for name in classes:
-        spellings.setdefault(_folded(printable(name)), []).append(name)
-    for names in spellings.values():
-        if len(names) > 1:
-            listed = " and ".join(repr(printable(name)) for name in names)
-            raise DataError(
-                f"The classes {listed} differ in upper and lower case, or in spaces, only. Put them into one, or give "
-                "one of them another name."
-            )
+    refuse_two_spellings(classes)
     return {printable(name).strip(): files for name, files in classes.items()}
 
 

@@ -1,10 +1,10 @@
 """What `jaxmeta adapt` and `jaxmeta predict` do."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmeta.config import ConfigError
 from jaxmeta.data import DataError
 from jaxmeta.folder import write_atomically
 from jaxmeta.serve.adapting import adapt_to_support, open_run
@@ -13,6 +13,7 @@ from jaxmeta.serve.exported import export_classifier
 from jaxmeta.serve.files import Images, query_files, read_images, read_support, shown
 from jaxmeta.serve.kept import NAME, read_classifier, write_classifier
 from jaxmeta.serve.page import Answers, answers_page, answers_table
+from jaxmeta.serve.places import PAGE, RESULT, TABLE, check_places, place_of, support_name
 
 
 def adapt(
@@ -31,7 +32,8 @@ def adapt(
       run: The run's folder.
       support: A folder with one sub-folder for each class.
       query: Files and folders to label.
-      out: Where `predictions.csv` and `predictions.html` go; None for a folder in the run's, named as the support's.
+      out: Where `predictions.csv`, `predictions.html` and `result.json` go; None for a folder in the run's, named as
+        the support's, and numbered where the answers by another support folder of that name are.
       save: Also write `classifier.npz` there, for `predict`.
       export: Also write the classifier to this file as a program that needs jax alone.
       eval_inner_steps: Inner steps; None for as many as the run was evaluated with.
@@ -40,24 +42,26 @@ def adapt(
       The result, as `jaxmeta adapt` prints it.
 
     Raises:
-      ConfigError: if the run cannot serve such classes, or `out` is a file.
+      ConfigError: if the run cannot serve such classes, or `out` or `export` cannot be written.
       DataError: if there is nothing to adapt to, or nothing to label.
       CheckpointError: if no checkpoint can be read.
       FloatingPointError: if the adaptation diverges.
     """
     opened = open_run(run)
     labelled = read_support(support, opened.recipe, query)
-    out = run / "adapted" / support.resolve().name if out is None else out
-    images = _to_label(query, out, opened.recipe, labelled.images.files)
+    notes, out = ([], out) if out is not None else _place(run, support)
+    check_places(out, (TABLE, PAGE, RESULT, *([NAME] if save else [])), export)
+    images = _to_label(query, opened.recipe, labelled.images.files)
     classifier = adapt_to_support(opened, labelled, eval_inner_steps)
-    result = _write(classifier, images, out, labelled.images.skipped)
-    if save:
-        write_classifier(out / NAME, classifier)
-        result["classifier"] = str(out / NAME)
+    files = {"support": support_name(support)}
     if export is not None:
         export_classifier(classifier, export)
-        result["export"] = str(export)
-    return result
+        files["export"] = str(export)
+    if save:
+        write_classifier(out / NAME, classifier)
+        files["classifier"] = str(out / NAME)
+    images = images._replace(skipped=tuple(dict.fromkeys((*labelled.images.skipped, *images.skipped))))
+    return _write(classifier, images, out, files, notes)
 
 
 def predict(saved: Path, query: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
@@ -72,13 +76,13 @@ def predict(saved: Path, query: Sequence[Path], out: Path | None = None) -> dict
       The result, as `jaxmeta predict` prints it.
 
     Raises:
-      ConfigError: if `out` is a file.
+      ConfigError: if `out` cannot be written.
       DataError: if there is no such classifier, or nothing to label.
     """
     classifier = read_classifier(saved)
     out = (saved if saved.is_dir() else saved.parent) / "predicted" if out is None else out
-    images = _to_label(query, out, classifier.recipe)
-    return _write(classifier, images, out)
+    check_places(out, (TABLE, PAGE, RESULT))
+    return _write(classifier, _to_label(query, classifier.recipe), out)
 
 
 def notes_on(classifier: Classifier) -> list[str]:
@@ -116,30 +120,42 @@ def notes_on(classifier: Classifier) -> list[str]:
     return said
 
 
-def _to_label(query: Sequence[Path], out: Path, recipe, labelled: Sequence[Path] = ()) -> Images:
+def _place(run: Path, support: Path) -> tuple[list[str], Path]:
+    """Find the folder for the answers, and say so if it is not of the name that is expected."""
+    out, name = place_of(run, support), support.resolve().name
+    if out.name == name:
+        return [], out
+    return [f"{shown(run / 'adapted' / name)} is another support folder's: the answers are in {shown(out)}."], out
+
+
+def _to_label(query: Sequence[Path], recipe, labelled: Sequence[Path] = ()) -> Images:
     """Find and read the images to label; refuse before anything is computed."""
-    if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
-        raise ConfigError(f"{out} is a file, or in one. Choose another folder with --out.")
-    images = read_images(query_files(query, labelled), recipe)
+    files, links = query_files(query, labelled)
+    images = read_images(files, recipe)
     if not images.files:
         raise DataError(f"None of the {len(images.skipped)} files to label can be read. {images.skipped[0]}")
-    return images
+    return images._replace(skipped=(*images.skipped, *links))
 
 
-def _write(classifier: Classifier, images: Images, out: Path, skipped: Sequence[str] = ()) -> dict[str, Any]:
-    images = images._replace(skipped=(*skipped, *images.skipped))
+def _write(
+    classifier: Classifier, images: Images, out: Path, files: Mapping[str, str] = {}, more_notes: Sequence[str] = ()
+) -> dict[str, Any]:
     labels, probabilities = classifier.predict(images.pixels)
-    answers, notes = Answers(classifier.class_names, images, labels, probabilities), notes_on(classifier)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "predictions.csv", answers_table(answers))
-    write_atomically(out / "predictions.html", answers_page(answers, classifier.support, notes))
-    return {
+    answers = Answers(classifier.class_names, images, labels, probabilities)
+    notes = [*notes_on(classifier), *more_notes]
+    result = {
         "images": len(labels),
         "classes": [shown(name) for name in classifier.class_names],
         "mean_confidence": float(probabilities.max(1).mean()),
         "temperature": classifier.temperature,
         "notes": notes,
         "skipped": [shown(sentence) for sentence in images.skipped],
-        "predictions": shown(out / "predictions.csv"),
-        "page": shown(out / "predictions.html"),
+        "predictions": shown(out / TABLE),
+        "page": shown(out / PAGE),
+        **files,
     }
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / TABLE, answers_table(answers))
+    write_atomically(out / PAGE, answers_page(answers, classifier.support, notes))
+    write_atomically(out / RESULT, json.dumps(result, indent=2) + "\n")
+    return result

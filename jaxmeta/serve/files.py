@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxmeta.data import DataError
 from jaxmeta.data.images import ImageError, read_image
-from jaxmeta.data.labelled import is_hidden
+from jaxmeta.data.labelled import is_hidden, refuse_two_spellings
 from jaxmeta.data.pools import ImageRecipe
 
 LAYOUT = "The support folder has one sub-folder for each class, with a few images of it."
@@ -21,7 +21,7 @@ class Images(NamedTuple):
     Attributes:
       pixels: `[images, height, width, channels]` uint8.
       files: `[images]`, where each is from.
-      skipped: A sentence for each file that could not be read.
+      skipped: A sentence for each file that could not be read, and for what else was passed over.
     """
 
     pixels: np.ndarray
@@ -76,7 +76,8 @@ def read_support(folder: Path, recipe: ImageRecipe, queries: Sequence[Path] = ()
       The `Support`, classes in the order of their names.
 
     Raises:
-      DataError: if there is no such folder, there are fewer than two classes, or a class has no image.
+      DataError: if there is no such folder, there are fewer than two classes, two spellings of one, or a class has no
+        image.
     """
     if not folder.is_dir():
         problem = "is a file" if folder.exists() else "does not exist"
@@ -91,7 +92,8 @@ def read_support(folder: Path, recipe: ImageRecipe, queries: Sequence[Path] = ()
     if len(classes) < 2:
         found = f"one class, {classes[0].name}" if classes else "no class"
         raise DataError(f"{folder} has {found}; at least two are needed to tell apart. {LAYOUT}")
-    of_class = [read_images(_files_below(entry, inside), recipe) for entry in classes]
+    refuse_two_spellings(entry.name for entry in classes)
+    of_class = [_images_below(entry, recipe, inside) for entry in classes]
     for entry, images in zip(classes, of_class, strict=True):
         if not images.files:
             why = f" ({images.skipped[0]})" if images.skipped else ""
@@ -99,16 +101,19 @@ def read_support(folder: Path, recipe: ImageRecipe, queries: Sequence[Path] = ()
                 f"The class {entry.name} has no image that can be read in {entry}{why}. Put one there, or remove the "
                 "folder: what has no example cannot be recognised."
             )
-    loose = [path for path in _entries(folder) if not path.is_dir() and path.resolve() not in inside]
+    left = [path for path in _entries(folder) if path not in classes and path.resolve() not in inside]
+    # What is a folder and no class is a link back.
+    links = [_not_followed(path) for path in left if path.is_dir()]
+    loose = [f"{path} is in the folder of no class." for path in left if not path.is_dir()]
     # Where the whole folder is to be labelled, they are queries.
-    skipped = [] if asked & around else [f"{path} is in the folder of no class." for path in loose]
+    skipped = links if asked & around else links + loose
     pixels, files, of_files = zip(*of_class, strict=True)
     together = Images(np.concatenate(pixels), sum(files, ()), (*sum(of_files, ()), *skipped))
     targets = np.repeat(np.arange(len(classes), dtype=np.int32), [len(one) for one in files])
     return Support(together, targets, tuple(entry.name for entry in classes))
 
 
-def query_files(queries: Sequence[Path], support: Sequence[Path] = ()) -> list[Path]:
+def query_files(queries: Sequence[Path], support: Sequence[Path] = ()) -> tuple[list[Path], list[str]]:
     """List the files to be labelled: those given, and all below the folders given, each once.
 
     Args:
@@ -116,23 +121,25 @@ def query_files(queries: Sequence[Path], support: Sequence[Path] = ()) -> list[P
       support: Files that are labelled already, and left out.
 
     Returns:
-      The files, those of a folder in the order of their names.
+      The files, those of a folder in the order of their names; and a sentence for each link that is not followed.
 
     Raises:
       DataError: if something given does not exist, or nothing is left.
     """
-    files = {}
+    files: dict[Path, Path] = {}
+    links: list[str] = []
     for path in queries:
         if not path.exists():
             raise DataError(f"There is no file or folder {path} to label.")
-        for file in _files_below(path) if path.is_dir() else [path]:
+        for file in _files_below(path, links) if path.is_dir() else [path]:
             files.setdefault(file.resolve(), file)
     labelled = {path.resolve() for path in support}
     left = [file for resolved, file in files.items() if resolved not in labelled]
     if not left:
         what = "all files there are in the support folder" if files else "the folders are empty"
-        raise DataError(f"There is nothing to label in {', '.join(map(str, queries))}: {what}.")
-    return left
+        also = f" But {links[0]} Give the folder itself." if links else ""
+        raise DataError(f"There is nothing to label in {', '.join(map(str, queries))}: {what}.{also}")
+    return left, links
 
 
 def shown(path: Path | str) -> str:
@@ -145,8 +152,18 @@ def _entries(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
 
 
-def _files_below(folder: Path, leave_out: Iterable[Path] = ()) -> Iterator[Path]:
-    """Give all files below a folder in order; links to folders are not followed, since they may go round."""
+def _images_below(folder: Path, recipe: ImageRecipe, leave_out: Iterable[Path]) -> Images:
+    links: list[str] = []
+    images = read_images(_files_below(folder, links, leave_out), recipe)
+    return images._replace(skipped=(*images.skipped, *links))
+
+
+def _not_followed(link: Path) -> str:
+    return f"{link} is a link to a folder, which is not followed."
+
+
+def _files_below(folder: Path, links: list[str], leave_out: Iterable[Path] = ()) -> Iterator[Path]:
+    """Give all files below a folder in order; links to folders, which may go round, are added to those not followed."""
     out = set(leave_out)
 
     def wanted(names: list[str], here: Path) -> list[str]:
@@ -158,4 +175,6 @@ def _files_below(folder: Path, leave_out: Iterable[Path] = ()) -> Iterator[Path]
     for where, folders, names in os.walk(folder, onerror=refuse):
         here = Path(where)
         folders[:] = wanted(folders, here)
+        linked = [here / name for name in folders if (here / name).is_symlink()]
+        links.extend(map(_not_followed, linked))
         yield from (here / name for name in wanted(names, here))
