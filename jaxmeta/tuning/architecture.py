@@ -6,7 +6,7 @@ may also be added to the input of a later one: those edges are chosen too.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -138,8 +138,12 @@ def random_architecture(rng: np.random.Generator, space: Space) -> Architecture:
       8
     """
     check_space(space)
+
+    def one_of(values: tuple[Any, ...]):
+        return values[rng.integers(len(values))]
+
     choices = space.kernels, space.widths, space.norms, space.pools
-    cells = tuple(Cell(*(values[rng.integers(len(values))] for values in choices)) for _ in range(space.cells))
+    cells = tuple(Cell(*map(one_of, choices)) for _ in range(space.cells))
     return Architecture(cells, tuple(skip for skip in possible_skips(space) if rng.random() < 0.5))
 
 

@@ -64,7 +64,7 @@ def conv_net(outputs: int = 10, *, widths: Sequence[int] = (64, 128), hidden: in
     def init(key, inputs):
         return module.init(key, inputs)["params"]
 
-    def apply(params, inputs, *, key=None, dropout=0.0):
+    def apply(params, inputs, *, key=None, dropout=0.0) -> Any:
         return module.apply({"params": params}, inputs, key, dropout)
 
     return Network(init, apply)

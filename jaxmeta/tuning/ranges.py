@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxmeta.base import PyTree
 
@@ -87,7 +88,7 @@ def raw_of(given: Range, value) -> jax.Array:
       0.05
     """
     value = jnp.asarray(value, jnp.result_type(float))
-    if not isinstance(value, jax.core.Tracer) and not bool(((value > given.low) & (value < given.high)).all()):
+    if not isinstance(value, Tracer) and not bool(((value > given.low) & (value < given.high)).all()):
         raise ValueError(f"A value must lie strictly between {given.low} and {given.high}; given {value}.")
     if given.scale == "log":
         share = jnp.log(value / given.low) / jnp.log(given.high / given.low)

@@ -84,10 +84,11 @@ def supernet(space: Space, outputs: int) -> Supernet:
         return params | {"head": {"kernel": kernel, "bias": jnp.zeros(outputs)}}
 
     def cell(params, shares, inputs):
-        kernel = sum(
-            share * jnp.pad(params[f"kernel{size}"], [((largest - size) // 2,) * 2] * 2 + [(0, 0)] * 2)
-            for size, share in zip(space.kernels, shares["kernels"], strict=True)
-        )
+        kernels = [
+            jnp.pad(params[f"kernel{size}"], [((largest - size) // 2,) * 2] * 2 + [(0, 0)] * 2)
+            for size in space.kernels
+        ]
+        kernel = jnp.tensordot(shares["kernels"], jnp.stack(kernels), 1)
         hidden = conv2d(inputs, kernel) + params["bias"]
         hidden = _mixed(shares["norms"], space.norms, {"none": lambda x: x, "instance": normalise}, hidden)
         hidden = jax.nn.relu(hidden)
@@ -121,7 +122,7 @@ def supernet(space: Space, outputs: int) -> Supernet:
 
 
 def _mixed(shares: jax.Array, names: tuple[str, ...], ways: dict[str, Callable], inputs: jax.Array) -> jax.Array:
-    return sum(share * ways[name](inputs) for name, share in zip(names, shares, strict=True))
+    return jnp.tensordot(shares, jnp.stack([ways[name](inputs) for name in names]), 1)
 
 
 def mixture_of(architecture: Architecture, space: Space) -> dict[str, jax.Array]:

@@ -93,7 +93,7 @@ def fit_switch(
     optimizer = optax.adamw(rate, weight_decay=weight_decay)
 
     def loss(params):
-        shares = jax.nn.softmax(network.apply({"params": params}, (features - switch.mean) * scale), -1)
+        shares = jax.nn.softmax(_logits(network, params, (features - switch.mean) * scale), -1)
         return -jnp.sum(shares * gain, -1).mean()
 
     def step(carry, _):
@@ -123,8 +123,13 @@ def choice_probabilities(switch: Switch, features: jax.Array) -> jax.Array:
     """
     hidden = tuple(layer["bias"].shape[0] for layer in _layers(switch.params)[:-1])
     choices = _layers(switch.params)[-1]["bias"].shape[0]
-    logits = _Network(choices, hidden).apply({"params": switch.params}, (features - switch.mean) * switch.scale)
-    return jax.nn.softmax(jnp.asarray(logits), -1)
+    return jax.nn.softmax(
+        _logits(_Network(choices, hidden), switch.params, (features - switch.mean) * switch.scale), -1
+    )
+
+
+def _logits(network: _Network, params, features: jax.Array) -> Any:
+    return network.apply({"params": params}, features)
 
 
 def _layers(params) -> list:
