@@ -84,10 +84,8 @@ def supernet(space: Space, outputs: int) -> Supernet:
         return params | {"head": {"kernel": kernel, "bias": jnp.zeros(outputs)}}
 
     def cell(params, shares, inputs):
-        kernels = [
-            jnp.pad(params[f"kernel{size}"], [((largest - size) // 2,) * 2] * 2 + [(0, 0)] * 2)
-            for size in space.kernels
-        ]
+        margins = {size: [((largest - size) // 2,) * 2] * 2 + [(0, 0)] * 2 for size in space.kernels}
+        kernels = [jnp.pad(params[f"kernel{size}"], margin) for size, margin in margins.items()]
         kernel = jnp.tensordot(shares["kernels"], jnp.stack(kernels), 1)
         hidden = conv2d(inputs, kernel) + params["bias"]
         hidden = _mixed(shares["norms"], space.norms, {"none": lambda x: x, "instance": normalise}, hidden)
