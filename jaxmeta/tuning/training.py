@@ -26,7 +26,8 @@ class Hypers(NamedTuple):
       label_smoothing: Share of the target that goes to all classes alike, in [0, 1).
       dropout: Standard deviation of the noise that hidden features are multiplied by.
       augmentation: Standard deviation of the noise in each image's brightness and contrast.
-      example_weights: What each training example counts, `[examples]`; None for all alike.
+      example_weights: What each training example counts, `[examples]`, or what the `weigh` of `training_objective`
+        takes in its place; None for all alike.
     """
 
     learning_rate: PyTree
@@ -35,10 +36,30 @@ class Hypers(NamedTuple):
     label_smoothing: jax.Array | float = 0.0
     dropout: jax.Array | float = 0.0
     augmentation: jax.Array | float = 0.0
-    example_weights: jax.Array | None = None
+    example_weights: PyTree | None = None
 
 
-def training_objective(network: Network, batch_size: int) -> Callable:
+def weights_of_examples(example_weights: jax.Array, chosen: jax.Array, losses: jax.Array) -> jax.Array:
+    """Look up what the examples of a mini-batch count.
+
+    Args:
+      example_weights: `[training examples]`.
+      chosen: Which were drawn, `[examples]` int32.
+      losses: Not read.
+
+    Returns:
+      `[examples]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> weights_of_examples(jnp.array([0.5, 1.0]), jnp.array([1, 1, 0]), jnp.zeros(3)).tolist()
+      [1.0, 1.0, 0.5]
+    """
+    del losses
+    return example_weights[chosen]
+
+
+def training_objective(network: Network, batch_size: int, *, weigh: Callable = weights_of_examples) -> Callable:
     """Make the objective of a training: the loss of a mini-batch that is drawn from the key of its step.
 
     `weighted mean of CE(z(x'), (1 - s) y + s / classes)`, x' the augmented image, z with dropout noise
@@ -48,6 +69,8 @@ def training_objective(network: Network, batch_size: int) -> Callable:
     Args:
       network: The classifier.
       batch_size: Examples in a mini-batch, drawn with replacement.
+      weigh: `(hypers.example_weights, chosen, losses) -> weights`, all `[examples]` but the first; not called for
+        weights of None. No derivative goes through the losses.
 
     Returns:
       `(params, hypers, state, data, key) -> scalar, ()`, as `inner_loop` takes it; data is a `Batch`, the whole
@@ -74,12 +97,13 @@ def training_objective(network: Network, batch_size: int) -> Callable:
         key_batch, key_images, key_noise = jax.random.split(key, 3)
         chosen = jax.random.randint(key_batch, [batch_size], 0, data.targets.shape[0])
         inputs, targets, weights = (leaf[chosen] for leaf in data)
-        if hypers.example_weights is not None:
-            weights = weights * hypers.example_weights[chosen]
         inputs = change_light(key_images, inputs, hypers.augmentation)
         outputs = network.apply(params, inputs, key=key_noise, dropout=hypers.dropout)
         soft = optax.smooth_labels(jax.nn.one_hot(targets, outputs.shape[-1]), hypers.label_smoothing)
-        return weighted_mean(optax.softmax_cross_entropy(outputs, soft), weights), ()
+        losses = optax.softmax_cross_entropy(outputs, soft)
+        if hypers.example_weights is not None:
+            weights = weights * weigh(hypers.example_weights, chosen, jax.lax.stop_gradient(losses))
+        return weighted_mean(losses, weights), ()
 
     return objective
 
