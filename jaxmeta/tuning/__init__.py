@@ -4,9 +4,9 @@ from jaxmeta.tuning.hypergradient import (
     Tuner,
     TuneRound,
     TuneState,
+    average_of_rounds,
     hypergradient,
     tune,
-    validation_loss_of,
 )
 from jaxmeta.tuning.meta_network import (
     HyperController,
@@ -18,7 +18,7 @@ from jaxmeta.tuning.meta_network import (
 from jaxmeta.tuning.networks import Network, conv_net
 from jaxmeta.tuning.ranges import Range, check_range, raw_of, raws_of, value_of, values_of
 from jaxmeta.tuning.reweighting import Weighting, flip_labels, reweighting, weight_network
-from jaxmeta.tuning.training import Hypers, change_light, hyper_sgd, training_objective
+from jaxmeta.tuning.training import Hypers, change_light, hyper_sgd, training_objective, validation_loss_of
 
 __all__ = [
     "HyperController",
@@ -30,6 +30,7 @@ __all__ = [
     "TuneState",
     "Tuner",
     "Weighting",
+    "average_of_rounds",
     "change_light",
     "check_range",
     "conv_net",

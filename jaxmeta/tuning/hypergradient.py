@@ -12,12 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta.base import Batch, Key, MetaGrad, PyTree
+from jaxmeta.base import Key, MetaGrad, PyTree
 from jaxmeta.inner import inner_loop, meta_grad
-from jaxmeta.losses import cross_entropy
 from jaxmeta.metagrad import check_count
 from jaxmeta.tuning.meta_network import HyperController, training_features
-from jaxmeta.tuning.networks import Network
 from jaxmeta.tuning.training import Hypers, hyper_sgd
 
 ValidationLoss = Callable[[PyTree, PyTree, Key], jax.Array]
@@ -29,6 +27,7 @@ class TuneState(NamedTuple):
     Attributes:
       round: Rounds so far, int32 scalar.
       params: Of the classifier.
+      average: The parameters that are judged and meant to be used: their mean over the last rounds, or the same again.
       opt_state: Of its optimiser.
       theta: What decides on the hyper-parameters.
       meta_opt_state: Of the optimiser of theta.
@@ -38,6 +37,7 @@ class TuneState(NamedTuple):
 
     round: jax.Array
     params: PyTree
+    average: PyTree
     opt_state: PyTree
     theta: PyTree
     meta_opt_state: PyTree
@@ -78,9 +78,10 @@ class Tuner(NamedTuple):
 
 
 class TrainedRound(NamedTuple):
-    """Parameters, optimiser state and hyper-parameters after the steps of a round, and the losses `[steps]` in it."""
+    """What a round leads to: as in `TuneState`, with the values that were used and the losses `[steps]` in it."""
 
     params: PyTree
+    average: PyTree
     opt_state: PyTree
     hypers: Hypers
     losses: jax.Array
@@ -96,10 +97,15 @@ def hypergradient(
     metagrad: MetaGrad | None = None,
     optimizer: Callable[[Hypers], optax.GradientTransformation] = hyper_sgd,
     max_loss: float = float("inf"),
+    averaged_rounds: int = 0,
 ) -> Tuner:
     """Tune hyper-parameters online, by the gradient of the validation loss through the last steps of training.
 
     `theta <- theta - meta_rate d/dtheta L_validation(phi_k)`, `phi_{t+1} = step(phi_t, hypers(theta, features(phi_0)))`
+
+    Over a few steps the surest way to a lower loss is to stop the noise of mini-batches, by learning rates that are far
+    too small for what is still to come. With `averaged_rounds` the loss is that of the mean of the parameters over
+    rounds, which has less of that noise: the rates stay as large as makes progress.
 
     A round diverges when a loss in it, the validation loss, a parameter or a number of the optimiser's state is not
     finite, or a loss is above `max_loss`. Then the parameters stay what they were before it, theta takes no step by its
@@ -114,17 +120,19 @@ def hypergradient(
       meta_optimizer: Of theta. Hypergradients are noisy and of very different sizes: `optax.adam`, for one.
       num_steps: Training steps in a round, k.
       metagrad: How they are differentiated; `unrolled()` if None. `truncated(j)` differentiates the last j only, at
-        less cost. `implicit()` knows what the objective depends on and nothing of the step: to learning rates,
-        momentum and the weight decay of `hyper_sgd` it gives the gradient 0. `first_order()` knows these only.
+        less cost. `implicit()` knows what the objective depends on, and refuses what acts in the step: learning
+        rates, momentum and the weight decay of `hyper_sgd`. `first_order()` knows these only.
       optimizer: `hypers -> optax transformation`.
       max_loss: A loss above it counts as diverged. A network of rectified units that has been blown up comes back to
         the loss of guessing and never moves again: twice that loss is a good bound.
+      averaged_rounds: Rounds that count in the mean that is judged, by `average_of_rounds`; 0 judges the parameters as
+        they are. Not for `implicit()`, to which there is but one solution.
 
     Returns:
       A `Tuner`, to be run by `tune`.
 
     Raises:
-      ValueError: less than one step in a round, a bound that is not above 0.
+      ValueError: less than one step in a round, a bound that is not above 0, a negative number of rounds.
 
     Example:
       >>> from jaxmeta.tuning import Range, learned_values
@@ -147,7 +155,9 @@ def hypergradient(
     check_count("hypergradient", "num_steps", num_steps, 1)
     if not max_loss > 0:
         raise ValueError(f"hypergradient needs max_loss > 0; given {max_loss}. Leave it out for no bound.")
-    solve = inner_loop(objective, optimizer, num_steps, metagrad, record=("loss",))
+    check_count("hypergradient", "averaged_rounds", averaged_rounds, 0)
+    record = ("loss", "phi") if averaged_rounds else ("loss",)
+    solve = inner_loop(objective, optimizer, num_steps, metagrad, record=record)
 
     def init(key, params):
         theta = controller.init(key)
@@ -155,7 +165,7 @@ def hypergradient(
         features = training_features(lambda params: jnp.zeros(()), params, 0.0)
         opt_state = optimizer(controller.hypers(theta, features)).init(params)
         none = jnp.int32(0)
-        return TuneState(none, params, opt_state, theta, meta_optimizer.init(theta), none, none)
+        return TuneState(none, params, params, opt_state, theta, meta_optimizer.init(theta), none, none)
 
     def gradient(state: TuneState, training, validation, key, progress=0.0):
         key_features, key_round = jax.random.split(key)
@@ -169,10 +179,14 @@ def hypergradient(
             hypers = controller.hypers(theta, features)
             first = state.round * num_steps
             result = solve(start, hypers, empty, data, key, opt_state=state.opt_state, first_step=first)
-            return result._replace(phi=TrainedRound(result.phi, result.opt_state, hypers, result.per_step["loss"]))
+            average = result.phi
+            if averaged_rounds:
+                average = average_of_rounds(state.average, result.per_step["phi"], state.round, averaged_rounds)
+            losses = result.per_step["loss"]
+            return result._replace(phi=TrainedRound(result.phi, average, result.opt_state, hypers, losses))
 
         def outer(trained: TrainedRound, theta, empty, data, key):
-            return validation_loss(trained.params, data, key), trained
+            return validation_loss(trained.average, data, key), trained
 
         through = meta_grad(outer, train_round, start=lambda theta: state.params)
         return through(state.theta, (), training, validation, key_round)
@@ -187,7 +201,7 @@ def hypergradient(
         theta = _choose(usable, optax.apply_updates(state.theta, updates), theta)
         new_state = TuneState(
             state.round + 1,
-            *_choose(healthy, (trained.params, trained.opt_state), (state.params, state.opt_state)),
+            *_choose(healthy, trained[:3], state[1:4]),
             theta,
             _choose(usable, meta_opt_state, state.meta_opt_state),
             state.diverged + ~healthy,
@@ -243,35 +257,26 @@ def tune(
     return jax.lax.scan(body, state, jnp.arange(num_rounds))
 
 
-def validation_loss_of(network: Network, batch_size: int) -> ValidationLoss:
-    """Make the loss that hyper-parameters are judged by: cross-entropy of a mini-batch, without noise.
+def average_of_rounds(average: PyTree, phis: PyTree, index: jax.Array | int, rounds: int) -> PyTree:
+    """Add a round of parameters to their mean: `m <- m + c (mean_t phi_t - m)` with `c = 1 / min(index + 1, rounds)`.
 
     Args:
-      network: The classifier.
-      batch_size: Examples, drawn with replacement.
+      average: m, the mean of the rounds before.
+      phis: The parameters after every step of the round, leaves `[steps, ...]`.
+      index: The number of rounds before.
+      rounds: How many rounds count: all alike until there are as many, then ever less the older they are.
 
     Returns:
-      `(params, data, key) -> scalar`; data is a `Batch`.
-
-    Raises:
-      ValueError: fewer than one example.
+      A tree like `average`.
 
     Example:
-      >>> from jaxmeta.tuning import conv_net
-      >>> network = conv_net(3, widths=(2,), hidden=4)
-      >>> data = Batch(jnp.ones([6, 4, 4, 1]), jnp.zeros([6], jnp.int32), jnp.ones([6]))
-      >>> params = network.init(jax.random.key(0), data.inputs)
-      >>> validation_loss_of(network, 2)(params, data, jax.random.key(1)).shape
-      ()
+      >>> float(average_of_rounds(jnp.float32(3.0), jnp.array([4.0, 6.0]), 1, 10))
+      4.0
+
+    Source: Polyak and Juditsky, 1992, "Acceleration of stochastic approximation by averaging".
     """
-    check_count("validation_loss_of", "batch_size", batch_size, 1)
-
-    def validation_loss(params, data: Batch, key):
-        chosen = jax.random.randint(key, [batch_size], 0, data.targets.shape[0])
-        inputs, targets, weights = (leaf[chosen] for leaf in data)
-        return cross_entropy(network.apply(params, inputs), targets, weights)
-
-    return validation_loss
+    share = 1.0 / jnp.minimum(index + 1, rounds)
+    return jax.tree.map(lambda mean, phi: mean + share.astype(mean.dtype) * (phi.mean(0) - mean), average, phis)
 
 
 def all_finite(tree: PyTree) -> jax.Array:

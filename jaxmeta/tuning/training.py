@@ -12,7 +12,8 @@ import optax
 
 from jaxmeta.base import Batch, Key, PyTree
 from jaxmeta.inner import scale_by_rates
-from jaxmeta.losses import weighted_mean
+from jaxmeta.losses import cross_entropy, weighted_mean
+from jaxmeta.metagrad import check_count
 from jaxmeta.tuning.networks import Network
 
 
@@ -89,8 +90,7 @@ def training_objective(network: Network, batch_size: int, *, weigh: Callable = w
       >>> loss.shape
       ()
     """
-    if batch_size < 1:
-        raise ValueError(f"training_objective needs a batch_size of 1 or more; given {batch_size}.")
+    check_count("training_objective", "batch_size", batch_size, 1)
 
     def objective(params, hypers: Hypers, state, data: Batch, key: Key):
         del state
@@ -106,6 +106,37 @@ def training_objective(network: Network, batch_size: int, *, weigh: Callable = w
         return weighted_mean(losses, weights), ()
 
     return objective
+
+
+def validation_loss_of(network: Network, batch_size: int) -> Callable[[PyTree, PyTree, Key], jax.Array]:
+    """Make the loss that hyper-parameters are judged by: cross-entropy of a mini-batch, without noise.
+
+    Args:
+      network: The classifier.
+      batch_size: Examples, drawn with replacement.
+
+    Returns:
+      `(params, data, key) -> scalar`; data is a `Batch`.
+
+    Raises:
+      ValueError: fewer than one example.
+
+    Example:
+      >>> from jaxmeta.tuning import conv_net
+      >>> network = conv_net(3, widths=(2,), hidden=4)
+      >>> data = Batch(jnp.ones([6, 4, 4, 1]), jnp.zeros([6], jnp.int32), jnp.ones([6]))
+      >>> params = network.init(jax.random.key(0), data.inputs)
+      >>> validation_loss_of(network, 2)(params, data, jax.random.key(1)).shape
+      ()
+    """
+    check_count("validation_loss_of", "batch_size", batch_size, 1)
+
+    def validation_loss(params, data: Batch, key):
+        chosen = jax.random.randint(key, [batch_size], 0, data.targets.shape[0])
+        inputs, targets, weights = (leaf[chosen] for leaf in data)
+        return cross_entropy(network.apply(params, inputs), targets, weights)
+
+    return validation_loss
 
 
 def change_light(key: Key, images: jax.Array, strength: jax.Array | float) -> jax.Array:
