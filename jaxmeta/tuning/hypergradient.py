@@ -29,6 +29,7 @@ class TuneState(NamedTuple):
       params: Of the classifier.
       average: The parameters that are judged and meant to be used: their mean over the last rounds, or the same again.
       opt_state: Of its optimiser.
+      loss: On validation data after the last round that did not diverge; infinite before the first.
       theta: What decides on the hyper-parameters.
       meta_opt_state: Of the optimiser of theta.
       diverged: Rounds that diverged and were undone, int32 scalar.
@@ -39,6 +40,7 @@ class TuneState(NamedTuple):
     params: PyTree
     average: PyTree
     opt_state: PyTree
+    loss: jax.Array
     theta: PyTree
     meta_opt_state: PyTree
     diverged: jax.Array
@@ -97,6 +99,7 @@ def hypergradient(
     metagrad: MetaGrad | None = None,
     optimizer: Callable[[Hypers], optax.GradientTransformation] = hyper_sgd,
     max_loss: float = float("inf"),
+    max_rise: float = float("inf"),
     averaged_rounds: int = 0,
 ) -> Tuner:
     """Tune hyper-parameters online, by the gradient of the validation loss through the last steps of training.
@@ -108,9 +111,10 @@ def hypergradient(
     rounds, which has less of that noise: the rates stay as large as makes progress.
 
     A round diverges when a loss in it, the validation loss, a parameter or a number of the optimiser's state is not
-    finite, or a loss is above `max_loss`. Then the parameters stay what they were before it, theta takes no step by its
-    gradient but the controller's retreat to smaller learning rates, and the round is counted. With a finite loss and a
-    hypergradient that is not finite, training goes on and theta stays.
+    finite, a loss is above `max_loss`, or the validation loss has risen by more than `max_rise`. Then the parameters
+    stay what they were before it, theta takes no step by its gradient but the controller's retreat to smaller learning
+    rates, and the round is counted. With a finite loss and a hypergradient that is not finite, training goes on and
+    theta stays.
 
     Args:
       objective: `(params, hypers, (), training, key) -> scalar, aux`, as `training_objective` makes it.
@@ -124,7 +128,9 @@ def hypergradient(
         rates, momentum and the weight decay of `hyper_sgd`. `first_order()` knows these only.
       optimizer: `hypers -> optax transformation`.
       max_loss: A loss above it counts as diverged. A network of rectified units that has been blown up comes back to
-        the loss of guessing and never moves again: twice that loss is a good bound.
+        the loss of guessing and never moves again: one and a half times that loss is a good bound, also in the step
+        that blows it up.
+      max_rise: So does a validation loss that is higher by more than that than after the round before.
       averaged_rounds: Rounds that count in the mean that is judged, by `average_of_rounds`; 0 judges the parameters as
         they are. Not for `implicit()`, to which there is but one solution.
 
@@ -153,8 +159,11 @@ def hypergradient(
     arXiv 1911.02590 (implicit).
     """
     check_count("hypergradient", "num_steps", num_steps, 1)
-    if not max_loss > 0:
-        raise ValueError(f"hypergradient needs max_loss > 0; given {max_loss}. Leave it out for no bound.")
+    if not (max_loss > 0 and max_rise > 0):
+        raise ValueError(
+            f"hypergradient needs max_loss > 0 and max_rise > 0; given {max_loss} and {max_rise}. "
+            "Leave them out for no bound."
+        )
     check_count("hypergradient", "averaged_rounds", averaged_rounds, 0)
     record = ("loss", "phi") if averaged_rounds else ("loss",)
     solve = inner_loop(objective, optimizer, num_steps, metagrad, record=record)
@@ -165,7 +174,8 @@ def hypergradient(
         features = training_features(lambda params: jnp.zeros(()), params, 0.0)
         opt_state = optimizer(controller.hypers(theta, features)).init(params)
         none = jnp.int32(0)
-        return TuneState(none, params, params, opt_state, theta, meta_optimizer.init(theta), none, none)
+        loss = jnp.full((), jnp.inf, jnp.result_type(*jax.tree.leaves(params)))
+        return TuneState(none, params, params, opt_state, loss, theta, meta_optimizer.init(theta), none, none)
 
     def gradient(state: TuneState, training, validation, key, progress=0.0):
         key_features, key_round = jax.random.split(key)
@@ -194,14 +204,15 @@ def hypergradient(
     def step(state: TuneState, training, validation, key, progress=0.0):
         (loss, trained), grads = gradient(state, training, validation, key, progress)
         highest = jnp.maximum(loss, trained.losses.max())
-        healthy = all_finite((trained.params, trained.opt_state, highest)) & (highest <= max_loss)
-        usable = healthy & all_finite(grads)
+        healthy = _all_finite((trained.params, trained.opt_state, highest)) & (highest <= max_loss)
+        healthy &= loss - state.loss <= max_rise
+        usable = healthy & _all_finite(grads)
         updates, meta_opt_state = meta_optimizer.update(grads, state.meta_opt_state, state.theta)
         theta = _choose(healthy, state.theta, controller.retreat(state.theta))
         theta = _choose(usable, optax.apply_updates(state.theta, updates), theta)
         new_state = TuneState(
             state.round + 1,
-            *_choose(healthy, trained[:3], state[1:4]),
+            *_choose(healthy, (*trained[:3], loss), state[1:5]),
             theta,
             _choose(usable, meta_opt_state, state.meta_opt_state),
             state.diverged + ~healthy,
@@ -279,19 +290,7 @@ def average_of_rounds(average: PyTree, phis: PyTree, index: jax.Array | int, rou
     return jax.tree.map(lambda mean, phi: mean + share.astype(mean.dtype) * (phi.mean(0) - mean), average, phis)
 
 
-def all_finite(tree: PyTree) -> jax.Array:
-    """Tell whether every number of a tree is finite.
-
-    Args:
-      tree: Arrays.
-
-    Returns:
-      A boolean scalar.
-
-    Example:
-      >>> bool(all_finite({"a": jnp.ones(2), "b": jnp.log(jnp.zeros(1))}))
-      False
-    """
+def _all_finite(tree: PyTree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)] or [jnp.bool_(True)]))
 
 

@@ -191,9 +191,11 @@ class _MetaNetwork(nn.Module):
     @nn.compact
     def __call__(self, rows):
         hidden = nn.tanh(nn.Dense(self.hidden, name="hidden")(rows))
-        # At 0 in the beginning: the start decides until something has been learned.
-        of_layers = nn.Dense(self.by_layer, kernel_init=nn.initializers.zeros, name="by_layer")(hidden)
-        return of_layers, nn.Dense(self.overall, kernel_init=nn.initializers.zeros, name="overall")(hidden.mean(0))
+        # At 0 in the beginning: the start decides until something has been learned. Means over the hidden units, so
+        # that a step of all weights moves the offsets about as far as it moves a number that is learned itself.
+        of_layers = nn.Dense(self.by_layer, kernel_init=nn.initializers.zeros, name="by_layer")(hidden / self.hidden)
+        of_all = hidden.mean(0) / self.hidden
+        return of_layers, nn.Dense(self.overall, kernel_init=nn.initializers.zeros, name="overall")(of_all)
 
 
 def _rows(features: TrainingFeatures, layers) -> jax.Array:

@@ -29,8 +29,8 @@ class _WeightNetwork(nn.Module):
     @nn.compact
     def __call__(self, losses):
         hidden = nn.tanh(nn.Dense(self.hidden, name="hidden")(losses[:, None]))
-        # All alike at the beginning.
-        return nn.sigmoid(nn.Dense(1, kernel_init=nn.initializers.zeros, name="head")(hidden))[:, 0]
+        # All alike at the beginning. A mean over the hidden units: a step of all weights does not saturate it.
+        return nn.sigmoid(nn.Dense(1, kernel_init=nn.initializers.zeros, name="head")(hidden / self.hidden))[:, 0]
 
 
 def weight_network(hidden: int = 32) -> Weighting:
