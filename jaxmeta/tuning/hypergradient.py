@@ -191,7 +191,8 @@ def hypergradient(
             result = solve(start, hypers, empty, data, key, opt_state=state.opt_state, first_step=first)
             average = result.phi
             if averaged_rounds:
-                average = average_of_rounds(state.average, result.per_step["phi"], state.round, averaged_rounds)
+                counted = state.round - state.diverged
+                average = average_of_rounds(state.average, result.per_step["phi"], counted, averaged_rounds)
             losses = result.per_step["loss"]
             return result._replace(phi=TrainedRound(result.phi, average, result.opt_state, hypers, losses))
 
@@ -212,7 +213,7 @@ def hypergradient(
         theta = _choose(usable, optax.apply_updates(state.theta, updates), theta)
         new_state = TuneState(
             state.round + 1,
-            *_choose(healthy, (*trained[:3], loss), state[1:5]),
+            *_choose(healthy, (*trained[:3], loss.astype(state.loss.dtype)), state[1:5]),
             theta,
             _choose(usable, meta_opt_state, state.meta_opt_state),
             state.diverged + ~healthy,

@@ -28,13 +28,16 @@ class _WeightNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, losses):
-        hidden = nn.tanh(nn.Dense(self.hidden, name="hidden")(losses[:, None]))
+        # Steps at many places of the range that losses are in, of which the head makes any curve.
+        places, steepness = nn.initializers.normal(2.0), nn.initializers.normal(3.0)
+        layer = nn.Dense(self.hidden, kernel_init=steepness, bias_init=places, name="hidden")
+        hidden = nn.tanh(layer(losses[:, None]))
         # All alike at the beginning. A mean over the hidden units: a step of all weights does not saturate it.
         return nn.sigmoid(nn.Dense(1, kernel_init=nn.initializers.zeros, name="head")(hidden / self.hidden))[:, 0]
 
 
 def weight_network(hidden: int = 32) -> Weighting:
-    """Make a network of one hidden layer that says what an example counts: `w_n = sigmoid(f(log(1 + loss_n)))`.
+    """Make a network of one hidden layer that says what an example counts: `w_n = sigmoid(f(log(1 + loss_n) - 1))`.
 
     Args:
       hidden: Width of the hidden layer.
@@ -56,7 +59,7 @@ def weight_network(hidden: int = 32) -> Weighting:
 
     def weigh(weight_params, chosen, losses):
         del chosen
-        return module.apply({"params": weight_params}, jnp.log1p(losses))
+        return module.apply({"params": weight_params}, jnp.log1p(losses) - 1)
 
     return Weighting(init, weigh)
 
