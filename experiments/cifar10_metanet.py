@@ -4,9 +4,11 @@ Article   the network is that of the source article: 3x3 convolutions of 64 and 
           hidden units. Method: Baydin et al., 2018, arXiv 1703.04782; Franceschi et al., 2017, arXiv 1703.01785;
           re-weighting: Ren et al., 2018, arXiv 1803.09050; Shu et al., 2019, arXiv 1902.07379.
 Command   python experiments/cifar10_metanet.py --data-dir shared/data/cifar10 [--full] [--seeds 3] [--out FOLDER]
-Expected  the tuned trainings beat the default setting and the best of an equal-cost random search; from a learning rate
+Asked     the tuned trainings beat the default setting and the best of an equal-cost random search; from a learning rate
           30 times too small or too large to within 1 point of the best fixed one; with 40 % of the labels flipped,
-          re-weighting 5 points over plain training.
+          re-weighting 5 points over plain training. Not shown yet: single seeds with other settings of the tuning
+          (5 rounds in the mean, Adam 0.07) gave 37 % with learned values against 56 % by default, since the learning
+          rates grew too far, and 48.5 % with re-weighting against 46.6 %. The setting below has not been measured.
 Setting   nine hyper-parameters: the learning rates of four layers, momentum, weight decay, label smoothing, noise in
           the hidden layer and in brightness and contrast. Hypergradients through the last steps of a round, of the mean
           of the parameters over rounds; that mean is what all rivals are judged by. Validation images are cut from the
@@ -75,13 +77,13 @@ class Setting(NamedTuple):
     steps: int = 1500
     batch_size: int = 64
     round_steps: int = 20
-    differentiated: int = 5
+    differentiated: int = 10
     judged: int = 128
-    averaged_rounds: int = 5
-    meta_rate: float = 0.07
+    averaged_rounds: int = 1
+    meta_rate: float = 0.05
 
 
-FULL = Setting(32, (64, 128), 512, 40000, 10000, 10000, 128, 20, 5, 256, 10, 0.03)
+FULL = Setting(32, (64, 128), 512, 40000, 10000, 10000, 128, 20, 10, 256, 1, 0.03)
 
 
 class Lab(NamedTuple):
