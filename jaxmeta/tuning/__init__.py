@@ -11,6 +11,14 @@ from jaxmeta.tuning.architecture import (
     random_architecture,
 )
 from jaxmeta.tuning.extractors import pca_extractor, random_extractor
+from jaxmeta.tuning.hypergradient import Tuner, TuneRound, TuneState, average_of_rounds, hypergradient, tune
+from jaxmeta.tuning.meta_network import (
+    HyperController,
+    TrainingFeatures,
+    learned_values,
+    meta_network,
+    training_features,
+)
 from jaxmeta.tuning.metafeatures import (
     Pca,
     fit_pca,
@@ -22,16 +30,18 @@ from jaxmeta.tuning.metafeatures import (
 )
 from jaxmeta.tuning.networks import Network, conv_net
 from jaxmeta.tuning.ranges import Range, check_range, raw_of, raws_of, value_of, values_of
+from jaxmeta.tuning.reweighting import Weighting, flip_labels, reweighting, weight_network
 from jaxmeta.tuning.search import Search, SearchState, architecture_search
 from jaxmeta.tuning.supernet import Supernet, mixture_of, read_off, supernet
 from jaxmeta.tuning.switch import Switch, choice_probabilities, fit_switch
-from jaxmeta.tuning.training import Hypers, change_light, hyper_sgd, training_objective
+from jaxmeta.tuning.training import Hypers, change_light, hyper_sgd, training_objective, validation_loss_of
 from jaxmeta.tuning.warm_start import Experience, expected_scores, warm_start
 
 __all__ = [
     "Architecture",
     "Cell",
     "Experience",
+    "HyperController",
     "Hypers",
     "Network",
     "Pca",
@@ -41,7 +51,13 @@ __all__ = [
     "Space",
     "Supernet",
     "Switch",
+    "TrainingFeatures",
+    "TuneRound",
+    "TuneState",
+    "Tuner",
+    "Weighting",
     "architecture_search",
+    "average_of_rounds",
     "change_light",
     "check_range",
     "check_space",
@@ -50,8 +66,12 @@ __all__ = [
     "expected_scores",
     "fit_pca",
     "fit_switch",
+    "flip_labels",
     "hyper_sgd",
+    "hypergradient",
     "landmark_features",
+    "learned_values",
+    "meta_network",
     "mixture_of",
     "network_of",
     "number_of_architectures",
@@ -64,11 +84,16 @@ __all__ = [
     "raw_of",
     "raws_of",
     "read_off",
+    "reweighting",
     "statistical_features",
     "supernet",
     "task_features",
+    "training_features",
     "training_objective",
+    "tune",
+    "validation_loss_of",
     "value_of",
     "values_of",
     "warm_start",
+    "weight_network",
 ]

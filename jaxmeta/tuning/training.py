@@ -12,7 +12,8 @@ import optax
 
 from jaxmeta.base import Batch, Key, PyTree
 from jaxmeta.inner import scale_by_rates
-from jaxmeta.losses import weighted_mean
+from jaxmeta.losses import cross_entropy, weighted_mean
+from jaxmeta.metagrad import check_count
 from jaxmeta.tuning.networks import Network
 
 
@@ -26,7 +27,8 @@ class Hypers(NamedTuple):
       label_smoothing: Share of the target that goes to all classes alike, in [0, 1).
       dropout: Standard deviation of the noise that hidden features are multiplied by.
       augmentation: Standard deviation of the noise in each image's brightness and contrast.
-      example_weights: What each training example counts, `[examples]`; None for all alike.
+      example_weights: What each training example counts, `[examples]`, or what the `weigh` of `training_objective`
+        takes in its place; None for all alike.
     """
 
     learning_rate: PyTree
@@ -35,10 +37,30 @@ class Hypers(NamedTuple):
     label_smoothing: jax.Array | float = 0.0
     dropout: jax.Array | float = 0.0
     augmentation: jax.Array | float = 0.0
-    example_weights: jax.Array | None = None
+    example_weights: PyTree | None = None
 
 
-def training_objective(network: Network, batch_size: int) -> Callable:
+def weights_of_examples(example_weights: jax.Array, chosen: jax.Array, losses: jax.Array) -> jax.Array:
+    """Look up what the examples of a mini-batch count.
+
+    Args:
+      example_weights: `[training examples]`.
+      chosen: Which were drawn, `[examples]` int32.
+      losses: Not read.
+
+    Returns:
+      `[examples]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> weights_of_examples(jnp.array([0.5, 1.0]), jnp.array([1, 1, 0]), jnp.zeros(3)).tolist()
+      [1.0, 1.0, 0.5]
+    """
+    del losses
+    return example_weights[chosen]
+
+
+def training_objective(network: Network, batch_size: int, *, weigh: Callable = weights_of_examples) -> Callable:
     """Make the objective of a training: the loss of a mini-batch that is drawn from the key of its step.
 
     `weighted mean of CE(z(x'), (1 - s) y + s / classes)`, x' the augmented image, z with dropout noise
@@ -48,6 +70,8 @@ def training_objective(network: Network, batch_size: int) -> Callable:
     Args:
       network: The classifier.
       batch_size: Examples in a mini-batch, drawn with replacement.
+      weigh: `(hypers.example_weights, chosen, losses) -> weights`, all `[examples]` but the first; not called for
+        weights of None. No derivative goes through the losses.
 
     Returns:
       `(params, hypers, state, data, key) -> scalar, ()`, as `inner_loop` takes it; data is a `Batch`, the whole
@@ -66,22 +90,53 @@ def training_objective(network: Network, batch_size: int) -> Callable:
       >>> loss.shape
       ()
     """
-    if batch_size < 1:
-        raise ValueError(f"training_objective needs a batch_size of 1 or more; given {batch_size}.")
+    check_count("training_objective", "batch_size", batch_size, 1)
 
     def objective(params, hypers: Hypers, state, data: Batch, key: Key):
         del state
         key_batch, key_images, key_noise = jax.random.split(key, 3)
         chosen = jax.random.randint(key_batch, [batch_size], 0, data.targets.shape[0])
         inputs, targets, weights = (leaf[chosen] for leaf in data)
-        if hypers.example_weights is not None:
-            weights = weights * hypers.example_weights[chosen]
         inputs = change_light(key_images, inputs, hypers.augmentation)
         outputs = network.apply(params, inputs, key=key_noise, dropout=hypers.dropout)
         soft = optax.smooth_labels(jax.nn.one_hot(targets, outputs.shape[-1]), hypers.label_smoothing)
-        return weighted_mean(optax.softmax_cross_entropy(outputs, soft), weights), ()
+        losses = optax.softmax_cross_entropy(outputs, soft)
+        if hypers.example_weights is not None:
+            weights = weights * weigh(hypers.example_weights, chosen, jax.lax.stop_gradient(losses))
+        return weighted_mean(losses, weights), ()
 
     return objective
+
+
+def validation_loss_of(network: Network, batch_size: int) -> Callable[[PyTree, PyTree, Key], jax.Array]:
+    """Make the loss that hyper-parameters are judged by: cross-entropy of a mini-batch, without noise.
+
+    Args:
+      network: The classifier.
+      batch_size: Examples, drawn with replacement.
+
+    Returns:
+      `(params, data, key) -> scalar`; data is a `Batch`.
+
+    Raises:
+      ValueError: fewer than one example.
+
+    Example:
+      >>> from jaxmeta.tuning import conv_net
+      >>> network = conv_net(3, widths=(2,), hidden=4)
+      >>> data = Batch(jnp.ones([6, 4, 4, 1]), jnp.zeros([6], jnp.int32), jnp.ones([6]))
+      >>> params = network.init(jax.random.key(0), data.inputs)
+      >>> validation_loss_of(network, 2)(params, data, jax.random.key(1)).shape
+      ()
+    """
+    check_count("validation_loss_of", "batch_size", batch_size, 1)
+
+    def validation_loss(params, data: Batch, key):
+        chosen = jax.random.randint(key, [batch_size], 0, data.targets.shape[0])
+        inputs, targets, weights = (leaf[chosen] for leaf in data)
+        return cross_entropy(network.apply(params, inputs), targets, weights)
+
+    return validation_loss
 
 
 def change_light(key: Key, images: jax.Array, strength: jax.Array | float) -> jax.Array:
