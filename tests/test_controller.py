@@ -1,0 +1,427 @@
+"""The controller: replay, softmax policy, Q-learning against what is known, and training as an environment."""
+
+import json
+import runpy
+from collections import deque
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy.special import softmax
+
+from jaxmeta.base import Episode, example_batch
+from jaxmeta.models import mlp
+from jaxmeta.tuning import (
+    Hypers,
+    Network,
+    Range,
+    add_to_replay,
+    bandit,
+    chain,
+    dqn,
+    empty_replay,
+    keep_action,
+    q_target,
+    rollout,
+    sample_replay,
+    shares_of,
+    softmax_policy,
+    training_environment,
+    training_objective,
+    values_at,
+)
+
+REPO = Path(__file__).resolve().parents[1]
+RANGES = {
+    "learning_rate": Range(1e-3, 1.0),
+    "momentum": Range(0.0, 0.9, "linear"),
+    "weight_decay": Range(1e-5, 1e-1),
+}
+CLASSES = 3
+# A linear classifier: what is tested here is not the network, and it compiles in no time.
+LINEAR = Network(
+    lambda key, inputs: {"head": jnp.zeros([inputs[0].size, CLASSES])},
+    lambda params, inputs, *, key=None, dropout=0.0: inputs.reshape(inputs.shape[0], -1) @ params["head"],
+)
+
+
+def images(seed: int, number: int = 60):
+    """Noise of 2x2 pixels about a centre for each class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, number)
+    centres = np.random.default_rng(9).normal(0, 1, [CLASSES, 2, 2, 1])
+    return example_batch(
+        jnp.asarray(centres[labels] + rng.normal(0, 1, [number, 2, 2, 1]), jnp.float32), jnp.asarray(labels, jnp.int32)
+    )
+
+
+DATA = Episode(images(0), images(1, 90))
+make_training = partial(training_environment, LINEAR, RANGES, steps_between=2, batch_size=4)
+
+
+def train_dqn(learner, iterations, data=(), seed=0):
+    @jax.jit
+    def run(key, data):
+        return jax.lax.scan(lambda state, _: learner.iterate(state, data), learner.init(key, data), length=iterations)
+
+    return run(jax.random.key(seed), data)
+
+
+def values_of_model(model, state, observations):
+    return np.asarray(model.apply(*state.params, observations, train=False)[0])
+
+
+@pytest.mark.parametrize("sizes", [[1] * 9, [3, 2, 4], [4, 4, 4], [2]])
+def test_the_replay_is_a_deque(sizes):
+    replay, kept, number = empty_replay({"n": jnp.int32(0), "x": jnp.zeros(2)}, 4), deque(maxlen=4), 0
+    for size in sizes:
+        new = np.arange(number, number + size)
+        replay = add_to_replay(replay, {"n": jnp.asarray(new, jnp.int32), "x": jnp.asarray(np.stack([new, -new], 1))})
+        kept.extend(new.tolist())
+        number += size
+    drawn = sample_replay(jax.random.key(0), replay, 200)
+    assert int(replay.count) == number
+    # All of what is still there is drawn, and nothing else: no slot that was never written, none that was overwritten.
+    assert set(drawn["n"].tolist()) == set(kept)
+    np.testing.assert_array_equal(drawn["x"], np.stack([drawn["n"], -drawn["n"]], 1))
+
+
+def test_draws_from_the_replay_are_uniform():
+    replay = add_to_replay(empty_replay(jnp.int32(0), 8), jnp.arange(5))
+    counts = np.bincount(sample_replay(jax.random.key(1), replay, 5000), minlength=5)
+    # Five standard deviations of a binomial count.
+    assert np.abs(counts - 1000).max() < 5 * np.sqrt(5000 * 0.2 * 0.8)
+
+
+def test_refuses_more_than_the_replay_holds():
+    with pytest.raises(ValueError, match="cannot take 5 items"):
+        add_to_replay(empty_replay(jnp.int32(0), 4), jnp.arange(5))
+    with pytest.raises(ValueError, match="capacity"):
+        empty_replay(jnp.int32(0), 0)
+
+
+@pytest.mark.parametrize("temperature", [0.03, 1.0, 20.0])
+def test_the_policy_is_boltzmanns(temperature):
+    values = np.random.default_rng(0).normal(0, 1, [5, 27])
+    found = softmax_policy(jnp.asarray(values, jnp.float32), temperature)
+    np.testing.assert_allclose(found, softmax(values / temperature, -1), rtol=2e-4, atol=1e-7)
+
+
+def test_the_policy_is_greedy_when_cold_and_uniform_when_hot():
+    values = jnp.array([1.0, 3.0, 3.0, -1e9])
+    for cold in (0.0, 1e-8):
+        np.testing.assert_allclose(softmax_policy(values, cold), [0, 0.5, 0.5, 0])
+    np.testing.assert_allclose(softmax_policy(values, float("inf")), [0.25] * 4)
+    # The same under jit, where the temperature is not known; nothing is NaN.
+    np.testing.assert_allclose(jax.jit(softmax_policy)(values, 0.0), [0, 0.5, 0.5, 0])
+    with pytest.raises(ValueError, match="temperature of 0 or more"):
+        softmax_policy(values, -1.0)
+
+
+def test_the_double_target_by_hand():
+    reward, done = jnp.array([1.0, 1.0, -2.0]), jnp.array([False, True, False])
+    target = jnp.array([[5.0, 2.0], [7.0, 7.0], [0.0, 4.0]])
+    online = jnp.array([[0.0, 1.0], [0.0, 1.0], [3.0, 2.0]])
+    # The online network chooses actions 1, 1 and 0, the target network says what they are worth: 2, nothing, 0.
+    np.testing.assert_allclose(q_target(reward, done, target, online, discount=0.5), [2.0, 1.0, -2.0])
+    np.testing.assert_allclose(q_target(reward, done, target, discount=0.5), [3.5, 1.0, 0.0])
+
+
+def exact_chain_values(length, slip, near, far, discount):
+    """Value iteration on the chain's table of transitions, until it stands still."""
+    values = np.zeros([length, 2])
+    for _ in range(2000):
+        best = np.append(values.max(1), 0.0)
+        new = np.zeros_like(values)
+        for place in range(length):
+            right = (far if place == length - 1 else 0.0) + discount * best[place + 1]
+            left = (near if place == 0 else 0.0) + discount * best[max(place - 1, 0)]
+            new[place] = [(1 - slip) * left + slip * right, (1 - slip) * right + slip * left]
+        values = new
+    return values
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ({"slip": 0.2, "near": 0.05}, {}),
+        ({"slip": 0.0, "near": 0.1}, {"target_rate": 1.0, "target_every": 20}),
+        ({"slip": 0.2, "near": 0.05}, {"double": False}),
+    ],
+)
+def test_q_learning_finds_the_values_of_a_chain(options, changed):
+    discount, exact = 0.9, exact_chain_values(5, **{"far": 1.0, **options}, discount=0.9)
+    model = mlp(2, hidden=())
+    learner = dqn(
+        chain(5, **options),
+        model,
+        optax.sgd(optax.exponential_decay(1.0, 1000, 0.5)),
+        discount=discount,
+        temperature=1.0,
+        capacity=20000,
+        batch_size=128,
+        updates=4,
+        **{"target_rate": 0.05, **changed},
+    )
+    state, metrics = train_dqn(learner, 1000)
+    found = values_of_model(model, state, jnp.eye(5))
+    np.testing.assert_allclose(found, exact, atol=0.05)
+    assert (found.argmax(1) == exact.argmax(1)).all()
+    assert not np.asarray(metrics["failed"]).any() and np.isfinite(metrics["loss"]).all()
+
+
+def test_a_bandits_values_and_how_often_each_arm_is_pulled():
+    means, temperature = np.array([0.1, 0.9, 0.5]), 0.4
+    model = mlp(3, hidden=())
+    options = {"temperature": temperature, "batch_size": 256, "updates": 2, "num_environments": 16, "capacity": 8000}
+    learner = dqn(bandit(means.tolist(), noise=0.3), model, optax.sgd(0.3), **options)
+    state, metrics = train_dqn(learner, 500)
+    found = values_of_model(model, state, jnp.ones([1, 1]))[0]
+    np.testing.assert_allclose(found, means, atol=0.06)
+    assert np.asarray(metrics["done"]).all()
+    # The second half of the replay was drawn by the policy of values that were found by then.
+    pulled = np.bincount(np.asarray(state.replay.items.action[4000:]), minlength=3) / 4000
+    np.testing.assert_allclose(pulled, softmax(means / temperature), atol=0.05)
+
+
+def test_a_policy_draws_with_its_probabilities():
+    learner = dqn(bandit([0.0] * 4), mlp(4, hidden=()), optax.sgd(0.1))
+    state = jax.jit(learner.init)(jax.random.key(0), ())
+    values = values_of_model(mlp(4, hidden=()), state, jnp.ones([1, 1]))[0]
+    draw = jax.jit(jax.vmap(lambda key: learner.policy(state.params, 0.5)(jnp.ones(1), key)))
+    shares = np.bincount(draw(jax.random.split(jax.random.key(1), 20000)), minlength=4) / 20000
+    np.testing.assert_allclose(shares, softmax(values / 0.5), atol=0.02)
+
+
+def test_the_target_network_waits_or_follows():
+    def after(iterations, **options):
+        learner = dqn(bandit([1.0]), mlp(1, hidden=()), optax.sgd(0.1), **options)
+        state, _ = train_dqn(learner, iterations)
+        start = jax.jit(learner.init)(jax.random.key(0), ())
+        return [np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for p in (start.params, *state[1:3])]
+
+    begin, params, target = after(2, target_rate=1.0, target_every=3)
+    np.testing.assert_array_equal(target, begin)
+    assert (params != begin).all()
+    _, params, target = after(3, target_rate=1.0, target_every=3)
+    np.testing.assert_array_equal(target, params)
+    begin, params, target = after(1, target_rate=0.25)
+    np.testing.assert_allclose(target, 0.75 * begin + 0.25 * params, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"discount": 1.1}, "discount"),
+        ({"target_rate": -0.1}, "target_rate"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"capacity": 4}, "capacity"),
+        ({"capacity": 20, "learn_after": 30}, "capacity"),
+    ],
+)
+def test_refuses_q_learning_that_cannot_be(changed, message):
+    with pytest.raises(ValueError, match=message):
+        dqn(bandit([0.0]), mlp(1), optax.sgd(0.1), **changed)
+
+
+def test_refuses_a_model_of_other_actions():
+    with pytest.raises(ValueError, match="each of the 2 actions"):
+        dqn(bandit([0.0, 1.0]), mlp(3, hidden=()), optax.sgd(0.1)).init(jax.random.key(0), ())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: bandit([]), "arms"),
+        (lambda: chain(0), "length"),
+        (lambda: chain(3, slip=1.0), "slip"),
+        (lambda: training_environment(LINEAR, {}), "one or more of learning_rate"),
+        (lambda: training_environment(LINEAR, {"example_weights": Range(0.1, 1.0)}), "given"),
+        (lambda: training_environment(LINEAR, {"momentum": Range(0.0, 0.9)}), "logarithmic"),
+        (lambda: make_training(start={"learning_rate": 0.1}), "same hyper-parameters"),
+        (lambda: make_training(start={"learning_rate": 2.0, "momentum": 0.5, "weight_decay": 0.01}), "learning_rate"),
+        (lambda: make_training(num_decisions=0), "num_decisions"),
+        (lambda: make_training(levels=0), "levels"),
+    ],
+)
+def test_refuses_environments_that_cannot_be(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_actions_move_hyper_parameters_jointly():
+    """Every action of 27 is another triple of factors, and the middle one moves nothing."""
+    environment = make_training(start={"learning_rate": 0.03, "momentum": 0.45, "weight_decay": 1e-3}, levels=4)
+    assert environment.num_actions == 27 and keep_action(environment) == 13
+    state = environment.reset(jax.random.key(0), DATA)
+    states, _ = jax.jit(jax.vmap(environment.step, (None, 0, None)))(state, jnp.arange(27), DATA)
+    values = values_at(RANGES, states.shares)
+    # A quarter of three and of four powers of ten, and of 0.9.
+    triples = np.stack([(np.arange(27) // 3**place) % 3 - 1 for place in (2, 1, 0)], 1)
+    np.testing.assert_allclose(values["learning_rate"], 0.03 * 10 ** (0.75 * triples[:, 0]), rtol=1e-4)
+    np.testing.assert_allclose(values["momentum"], 0.45 + 0.225 * triples[:, 1], rtol=1e-4)
+    np.testing.assert_allclose(values["weight_decay"], 1e-3 * 10.0 ** triples[:, 2], rtol=1e-4)
+
+
+@pytest.mark.parametrize("action", [0, 26, 5])
+def test_hyper_parameters_never_leave_their_ranges(action):
+    environment = make_training(num_decisions=30, levels=7)
+    states = jax.vmap(environment.reset, (0, None))(jax.random.split(jax.random.key(0), 5), DATA)
+    run = jax.jit(
+        jax.vmap(lambda state: rollout(environment, lambda o, k: action, state, DATA, jax.random.key(1), 30)[1])
+    )
+    trace = run(states)
+    shares = np.asarray(trace.observation[..., -3:])
+    assert shares.min() >= 0 and shares.max() <= 1 and np.isfinite(trace.observation).all()
+    for name, value in values_at(RANGES, jnp.asarray(shares)).items():
+        assert (value >= np.float32(RANGES[name].low)).all() and (value <= np.float32(RANGES[name].high)).all()
+    # After thirty steps of a seventh all stand at an end, but for what is kept.
+    ends = {0: [0, 0, 0], 26: [1, 1, 1], 5: [0, None, 1]}[action]
+    for place, end in enumerate(ends):
+        assert end is None or (shares[:, -1, place] == end).all()
+
+
+def test_an_episode_trains_as_a_plain_loop_of_optax_would():
+    """Two decisions that keep everything, with the mini-batches of the same keys; rewards add up to what was gained."""
+    start = {"learning_rate": 0.1, "momentum": 0.5, "weight_decay": 0.01}
+    environment = make_training(start=start, num_decisions=2)
+    state = environment.reset(jax.random.key(3), DATA)
+    keep = lambda observation, key: keep_action(environment)  # noqa: E731
+    last, trace = jax.jit(lambda s: rollout(environment, keep, s, DATA, jax.random.key(0), 5))(state)
+    optimizer = optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.1, momentum=0.5))
+    params, opt_state = state.params, optimizer.init(state.params)
+    grad = jax.jit(jax.grad(training_objective(LINEAR, 4), has_aux=True))
+    for step in range(4):
+        grads, _ = grad(params, Hypers(0.1), (), DATA.support, jax.random.fold_in(state.key, step))
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(last.params["head"], params["head"], rtol=1e-4, atol=1e-6)
+    right = np.mean(np.argmax(LINEAR.apply(params, DATA.query.inputs), -1) == DATA.query.targets)
+    np.testing.assert_allclose(trace.reward.sum(), right - 1 / CLASSES, atol=1e-6)
+    # It ended after two decisions, and nothing counts after that.
+    assert trace.real.tolist() == [True, True, False, False, False] and int(last.decisions) == 2
+    assert trace.reward[2:].tolist() == [0, 0, 0]
+
+
+def test_episodes_are_a_function_of_their_key_and_vmap_is_one_by_one():
+    environment = make_training(num_decisions=3)
+    keys = jax.random.split(jax.random.key(5), 4)
+
+    def live(key, data):
+        state = environment.reset(key, data)
+        return rollout(environment, lambda o, k: jax.random.randint(k, [], 0, 27), state, data, key, 3)
+
+    together, again = (jax.jit(jax.vmap(live, (0, None)))(keys, DATA) for _ in range(2))
+    one = jax.jit(live)
+    for place, key in enumerate(keys):
+        alone = one(key, DATA)
+        of_many = jax.tree.map(lambda leaf, place=place: leaf[place], together)
+        for left, right in zip(*(jax.tree.leaves(tree[1]) for tree in (alone, of_many)), strict=True):
+            np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(alone[0].params["head"], of_many[0].params["head"], rtol=1e-4, atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, together[1], again[1])
+    # Other keys, other beginnings and other mini-batches.
+    assert len({tuple(shares) for shares in together[1].observation[:, 0, -3:].tolist()}) == 4
+
+
+def exploding(num_decisions: int = 6):
+    """Training whose very first step leaves what floats can hold."""
+    return training_environment(
+        LINEAR,
+        {"momentum": Range(0.0, 0.9, "linear")},
+        fixed=Hypers(1e38, weight_decay=1e3),
+        num_decisions=num_decisions,
+        steps_between=4,
+        batch_size=4,
+    )
+
+
+def test_divergence_ends_the_episode_with_the_reward_of_guessing():
+    environment = exploding()
+    state = environment.reset(jax.random.key(0), DATA)
+    # It had learned something before.
+    state = state._replace(now=state.now._replace(accuracy=jnp.float32(0.8)))
+    last, (reward, done, failed) = jax.jit(environment.step)(state, 1, DATA)
+    assert bool(done) and bool(failed) and bool(last.diverged)
+    np.testing.assert_allclose(reward, 1 / CLASSES - 0.8, rtol=1e-5)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((last.params, last.opt_state, last.now)))
+    assert np.isfinite(environment.observe(last)).all()
+    np.testing.assert_array_equal(last.params["head"], state.params["head"])
+
+
+def test_divergence_is_counted_and_training_begins_anew():
+    """Every episode breaks at once: the learner counts each, begins it again, and stays finite."""
+    learner = dqn(exploding(), mlp(3, hidden=()), optax.sgd(0.1), num_environments=3, capacity=60)
+    start = jax.jit(learner.init)(jax.random.key(0), DATA)
+    state, metrics = jax.jit(lambda s: jax.lax.scan(lambda s, _: learner.iterate(s, DATA), s, length=4))(start)
+    assert int(np.sum(metrics["failed"])) == 12 == int(np.sum(metrics["done"]))
+    np.testing.assert_allclose(metrics["return"], 0.0, atol=1e-6)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    fresh = state.environments
+    assert fresh.decisions.tolist() == [0, 0, 0] and not fresh.diverged.any() and not fresh.params["head"].any()
+    # Each with a key of its own, which is not the first one's.
+    keys = {tuple(key) for part in (start, state) for key in jax.random.key_data(part.environments.key).tolist()}
+    assert len(keys) == 6
+
+
+def test_shares_and_values_are_inverse():
+    values = {"learning_rate": 0.02, "momentum": 0.3, "weight_decay": 0.05}
+    found = values_at(RANGES, shares_of(RANGES, values))
+    np.testing.assert_allclose([found[name] for name in values], list(values.values()), rtol=1e-4)
+    low, high = (values_at(RANGES, jnp.full([3], share)) for share in (0.0, 1.0))
+    for name, given in RANGES.items():
+        np.testing.assert_allclose([low[name], high[name]], given[:2], rtol=1e-6)
+
+
+def test_the_controller_learns_to_train():
+    """From learning rates that are mostly far too small, in few steps: later episodes gain more than the first ones."""
+    ranges = {"learning_rate": Range(1e-5, 1.0)}
+    environment = training_environment(LINEAR, ranges, num_decisions=8, steps_between=2, batch_size=16, levels=6)
+    model = mlp(3, hidden=(32,))
+    learner = dqn(
+        environment,
+        model,
+        optax.adam(3e-3),
+        discount=0.95,
+        temperature=optax.exponential_decay(0.1, 300, 0.05),
+        num_environments=16,
+        updates=4,
+    )
+    state, metrics = train_dqn(learner, 320, DATA)
+    returns = np.asarray(metrics["return"])[np.asarray(metrics["done"])]
+    assert len(returns) == 640
+
+    @jax.jit
+    def play(keys, params):
+        def one(key, policy):
+            _, trace = rollout(environment, policy, environment.reset(key, DATA), DATA, key, 8)
+            return trace.reward.sum()
+
+        def at_random(observation, key):
+            return jax.random.randint(key, [], 0, 3)
+
+        return [jax.vmap(partial(one, policy=policy))(keys) for policy in (learner.policy(params), at_random)]
+
+    learned, at_random = (np.asarray(gained) for gained in play(jax.random.split(jax.random.key(9), 64), state.params))
+    gap = learned - at_random
+    assert gap.mean() > 3 * gap.std(ddof=1) / 8 and gap.mean() > 0.02
+    assert returns[-160:].mean() > returns[:160].mean() + 0.02
+
+
+@pytest.mark.slow
+def test_the_experiment_runs(tmp_path, monkeypatch, capsys):
+    experiment = runpy.run_path(str(REPO / "experiments" / "cifar10_controller.py"))
+    few = "--random-data --seeds 2 --image-size 4 --train 40 --validation 16 --test 30 --num-decisions 3"
+    experiment["main"]([*few.split(), *f"--steps-between 1 --episodes 16 --out {tmp_path}".split()])
+    printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert len(result["seeds"]) == 2 and "default: learned controller" in printed
+    for record in result["seeds"]:
+        assert len(record["curve"]["return"]) == 16 and len(record["judged"]) == 8
+        for row in record["judged"].values():
+            assert np.isfinite(row["accuracy"]).all()
+    assert result["seeds"][0]["judged"]["anywhere: random actions"]["gradient_steps_before"] == 0
