@@ -53,6 +53,8 @@ RANGES = {
     "momentum": Range(0.0, 0.98, "linear"),
     "weight_decay": Range(1e-5, 1e-1),
 }
+# A decision multiplies the learning rate by 4 at most, and the weight decay by 6.
+LEVELS = 5
 DEFAULT = {"learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 
 
@@ -136,8 +138,8 @@ def make_learner(environment: Environment, setting: Setting) -> QLearner:
         environment,
         mlp(environment.num_actions, hidden=(64, 64)),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
-        discount=0.98,
-        temperature=optax.exponential_decay(0.05, iterations, 0.04),
+        discount=0.95,
+        temperature=optax.exponential_decay(0.2, iterations, 0.02),
         num_environments=setting.num_environments,
         capacity=iterations * setting.num_environments,
         batch_size=128,
@@ -256,6 +258,7 @@ def run_seed(setting: Setting, options: argparse.Namespace, seed: int) -> dict:
         num_decisions=setting.num_decisions,
         steps_between=setting.steps_between,
         batch_size=setting.batch_size,
+        levels=LEVELS,
     )
     learner, on_test = make_learner(environment, setting), make_test(network)
     rivals = make_rivals(environment, learner, setting)

@@ -1,7 +1,7 @@
 """The controller: replay, softmax policy, Q-learning against what is known, and training as an environment."""
 
+import importlib.util
 import json
-import runpy
 from collections import deque
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,8 @@ from jaxmeta.tuning import (
 )
 
 REPO = Path(__file__).resolve().parents[1]
+# Operation by operation, many small programs would be compiled.
+put, draw = jax.jit(add_to_replay), jax.jit(sample_replay, static_argnums=2)
 RANGES = {
     "learning_rate": Range(1e-3, 1.0),
     "momentum": Range(0.0, 0.9, "linear"),
@@ -80,10 +82,10 @@ def test_the_replay_is_a_deque(sizes):
     replay, kept, number = empty_replay({"n": jnp.int32(0), "x": jnp.zeros(2)}, 4), deque(maxlen=4), 0
     for size in sizes:
         new = np.arange(number, number + size)
-        replay = add_to_replay(replay, {"n": jnp.asarray(new, jnp.int32), "x": jnp.asarray(np.stack([new, -new], 1))})
+        replay = put(replay, {"n": jnp.asarray(new, jnp.int32), "x": jnp.asarray(np.stack([new, -new], 1))})
         kept.extend(new.tolist())
         number += size
-    drawn = sample_replay(jax.random.key(0), replay, 200)
+    drawn = draw(jax.random.key(0), replay, 200)
     assert int(replay.count) == number
     # All of what is still there is drawn, and nothing else: no slot that was never written, none that was overwritten.
     assert set(drawn["n"].tolist()) == set(kept)
@@ -92,7 +94,7 @@ def test_the_replay_is_a_deque(sizes):
 
 def test_draws_from_the_replay_are_uniform():
     replay = add_to_replay(empty_replay(jnp.int32(0), 8), jnp.arange(5))
-    counts = np.bincount(sample_replay(jax.random.key(1), replay, 5000), minlength=5)
+    counts = np.bincount(draw(jax.random.key(1), replay, 5000), minlength=5)
     # Five standard deviations of a binomial count.
     assert np.abs(counts - 1000).max() < 5 * np.sqrt(5000 * 0.2 * 0.8)
 
@@ -149,8 +151,7 @@ def exact_chain_values(length, slip, near, far, discount):
     ("options", "changed"),
     [
         ({"slip": 0.2, "near": 0.05}, {}),
-        ({"slip": 0.0, "near": 0.1}, {"target_rate": 1.0, "target_every": 20}),
-        ({"slip": 0.2, "near": 0.05}, {"double": False}),
+        ({"slip": 0.0, "near": 0.1}, {"target_rate": 1.0, "target_every": 20, "double": False}),
     ],
 )
 def test_q_learning_finds_the_values_of_a_chain(options, changed):
@@ -170,7 +171,8 @@ def test_q_learning_finds_the_values_of_a_chain(options, changed):
     state, metrics = train_dqn(learner, 1000)
     found = values_of_model(model, state, jnp.eye(5))
     np.testing.assert_allclose(found, exact, atol=0.05)
-    assert (found.argmax(1) == exact.argmax(1)).all()
+    # Two ways may be worth all but the same.
+    assert (exact[np.arange(5), found.argmax(1)] > exact.max(1) - 0.05).all()
     assert not np.asarray(metrics["failed"]).any() and np.isfinite(metrics["loss"]).all()
 
 
@@ -198,18 +200,21 @@ def test_a_policy_draws_with_its_probabilities():
 
 
 def test_the_target_network_waits_or_follows():
-    def after(iterations, **options):
-        learner = dqn(bandit([1.0]), mlp(1, hidden=()), optax.sgd(0.1), **options)
-        state, _ = train_dqn(learner, iterations)
-        start = jax.jit(learner.init)(jax.random.key(0), ())
-        return [np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for p in (start.params, *state[1:3])]
+    def flat(tree):
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
-    begin, params, target = after(2, target_rate=1.0, target_every=3)
+    def lived(iterations, **options):
+        learner = dqn(bandit([1.0]), mlp(1, hidden=()), optax.sgd(0.1), **options)
+        iterate, states = jax.jit(learner.iterate), [jax.jit(learner.init)(jax.random.key(0), ())]
+        for _ in range(iterations):
+            states.append(iterate(states[-1], ())[0])
+        return [(flat(state.params), flat(state.target)) for state in states]
+
+    (begin, _), _, (params, target), (copied, target_after) = lived(3, target_rate=1.0, target_every=3)
     np.testing.assert_array_equal(target, begin)
     assert (params != begin).all()
-    _, params, target = after(3, target_rate=1.0, target_every=3)
-    np.testing.assert_array_equal(target, params)
-    begin, params, target = after(1, target_rate=0.25)
+    np.testing.assert_array_equal(target_after, copied)
+    (begin, _), (params, target) = lived(1, target_rate=0.25)
     np.testing.assert_allclose(target, 0.75 * begin + 0.25 * params, rtol=1e-6)
 
 
@@ -257,7 +262,7 @@ def test_actions_move_hyper_parameters_jointly():
     """Every action of 27 is another triple of factors, and the middle one moves nothing."""
     environment = make_training(start={"learning_rate": 0.03, "momentum": 0.45, "weight_decay": 1e-3}, levels=4)
     assert environment.num_actions == 27 and keep_action(environment) == 13
-    state = environment.reset(jax.random.key(0), DATA)
+    state = jax.jit(environment.reset)(jax.random.key(0), DATA)
     states, _ = jax.jit(jax.vmap(environment.step, (None, 0, None)))(state, jnp.arange(27), DATA)
     values = values_at(RANGES, states.shares)
     # A quarter of three and of four powers of ten, and of 0.9.
@@ -267,29 +272,31 @@ def test_actions_move_hyper_parameters_jointly():
     np.testing.assert_allclose(values["weight_decay"], 1e-3 * 10.0 ** triples[:, 2], rtol=1e-4)
 
 
-@pytest.mark.parametrize("action", [0, 26, 5])
-def test_hyper_parameters_never_leave_their_ranges(action):
+def test_hyper_parameters_never_leave_their_ranges():
+    """Thirty times the same action, from anywhere: what is moved stands at an end by then, and never beyond it."""
     environment = make_training(num_decisions=30, levels=7)
-    states = jax.vmap(environment.reset, (0, None))(jax.random.split(jax.random.key(0), 5), DATA)
-    run = jax.jit(
-        jax.vmap(lambda state: rollout(environment, lambda o, k: action, state, DATA, jax.random.key(1), 30)[1])
-    )
-    trace = run(states)
+
+    @jax.jit
+    def run(key, action):
+        state = environment.reset(key, DATA)
+        return rollout(environment, lambda observation, key: action, state, DATA, key, 30)[1]
+
+    trace = jax.vmap(run)(jax.random.split(jax.random.key(0), 6), jnp.array([0, 26, 5, 0, 26, 5]))
     shares = np.asarray(trace.observation[..., -3:])
     assert shares.min() >= 0 and shares.max() <= 1 and np.isfinite(trace.observation).all()
     for name, value in values_at(RANGES, jnp.asarray(shares)).items():
         assert (value >= np.float32(RANGES[name].low)).all() and (value <= np.float32(RANGES[name].high)).all()
-    # After thirty steps of a seventh all stand at an end, but for what is kept.
-    ends = {0: [0, 0, 0], 26: [1, 1, 1], 5: [0, None, 1]}[action]
-    for place, end in enumerate(ends):
-        assert end is None or (shares[:, -1, place] == end).all()
+    np.testing.assert_array_equal(shares[:, -1, 0], [0, 1, 0, 0, 1, 0])
+    np.testing.assert_array_equal(shares[:, -1, 2], [0, 1, 1, 0, 1, 1])
+    # Action 5 is 0 nines, 1 three and 2: it keeps the second.
+    np.testing.assert_array_equal(shares[[2, 5], -1, 1], shares[[2, 5], 0, 1])
 
 
 def test_an_episode_trains_as_a_plain_loop_of_optax_would():
     """Two decisions that keep everything, with the mini-batches of the same keys; rewards add up to what was gained."""
     start = {"learning_rate": 0.1, "momentum": 0.5, "weight_decay": 0.01}
     environment = make_training(start=start, num_decisions=2)
-    state = environment.reset(jax.random.key(3), DATA)
+    state = jax.jit(environment.reset)(jax.random.key(3), DATA)
     keep = lambda observation, key: keep_action(environment)  # noqa: E731
     last, trace = jax.jit(lambda s: rollout(environment, keep, s, DATA, jax.random.key(0), 5))(state)
     optimizer = optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.1, momentum=0.5))
@@ -342,7 +349,7 @@ def exploding(num_decisions: int = 6):
 
 def test_divergence_ends_the_episode_with_the_reward_of_guessing():
     environment = exploding()
-    state = environment.reset(jax.random.key(0), DATA)
+    state = jax.jit(environment.reset)(jax.random.key(0), DATA)
     # It had learned something before.
     state = state._replace(now=state.now._replace(accuracy=jnp.float32(0.8)))
     last, (reward, done, failed) = jax.jit(environment.step)(state, 1, DATA)
@@ -378,22 +385,23 @@ def test_shares_and_values_are_inverse():
 
 
 def test_the_controller_learns_to_train():
-    """From learning rates that are mostly far too small, in few steps: later episodes gain more than the first ones."""
-    ranges = {"learning_rate": Range(1e-5, 1.0)}
-    environment = training_environment(LINEAR, ranges, num_decisions=8, steps_between=2, batch_size=16, levels=6)
+    """From learning rates that are mostly too small for a start that is far off: raising them is what pays."""
+    far_off = LINEAR._replace(init=lambda key, inputs: {"head": 3 * jax.random.normal(key, [4, CLASSES])})
+    ranges = {"learning_rate": Range(1e-4, 10.0)}
+    environment = training_environment(far_off, ranges, num_decisions=8, steps_between=2, batch_size=16, levels=5)
     model = mlp(3, hidden=(32,))
     learner = dqn(
         environment,
         model,
         optax.adam(3e-3),
         discount=0.95,
-        temperature=optax.exponential_decay(0.1, 300, 0.05),
+        temperature=optax.exponential_decay(0.3, 240, 0.03),
         num_environments=16,
         updates=4,
     )
-    state, metrics = train_dqn(learner, 320, DATA)
+    state, metrics = train_dqn(learner, 240, DATA)
     returns = np.asarray(metrics["return"])[np.asarray(metrics["done"])]
-    assert len(returns) == 640
+    assert len(returns) == 480
 
     @jax.jit
     def play(keys, params):
@@ -409,19 +417,25 @@ def test_the_controller_learns_to_train():
     learned, at_random = (np.asarray(gained) for gained in play(jax.random.split(jax.random.key(9), 64), state.params))
     gap = learned - at_random
     assert gap.mean() > 3 * gap.std(ddof=1) / 8 and gap.mean() > 0.02
-    assert returns[-160:].mean() > returns[:160].mean() + 0.02
+    assert returns[-120:].mean() > returns[:120].mean() + 0.02
 
 
 @pytest.mark.slow
-def test_the_experiment_runs(tmp_path, monkeypatch, capsys):
-    experiment = runpy.run_path(str(REPO / "experiments" / "cifar10_controller.py"))
+def test_the_experiment_runs(tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("controller", REPO / "experiments" / "cifar10_controller.py")
+    experiment = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(experiment)
     few = "--random-data --seeds 2 --image-size 4 --train 40 --validation 16 --test 30 --num-decisions 3"
-    experiment["main"]([*few.split(), *f"--steps-between 1 --episodes 16 --out {tmp_path}".split()])
+    experiment.main([*few.split(), *f"--steps-between 1 --episodes 16 --out {tmp_path}".split()])
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
     assert len(result["seeds"]) == 2 and "default: learned controller" in printed
     for record in result["seeds"]:
         assert len(record["curve"]["return"]) == 16 and len(record["judged"]) == 8
         for row in record["judged"].values():
-            assert np.isfinite(row["accuracy"]).all()
-    assert result["seeds"][0]["judged"]["anywhere: random actions"]["gradient_steps_before"] == 0
+            assert len(row["accuracy"]) == 8 and all(0 <= value <= 1 for value in row["accuracy"])
+            assert len(row["hyper_parameters"]["learning_rate"]) == 3
+    spent = {name: row["gradient_steps_before"] for name, row in result["seeds"][0]["judged"].items()}
+    # Sixteen trainings of three steps; random actions cost nothing beforehand.
+    assert spent["default: learned controller"] == 48 == spent["default: best of 16 random settings"]
+    assert spent["anywhere: random actions"] == 0
