@@ -11,13 +11,14 @@ Setting   50 decisions an episode, each of 27 joint actions: learning rate, mome
 Budget    every classifier is trained by the same number of gradient steps. What was spent before, on learning the
           controller or on searching, is a column: the longer random search has spent exactly what the controller has.
           All of them see the same training and validation images; test images are looked at once, at the end.
-Hardware  small: BUDGET minutes a seed on two CPU cores; full: for a GPU.
+Hardware  small: two CPU cores; full: for a GPU.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,8 +54,6 @@ RANGES = {
     "momentum": Range(0.0, 0.98, "linear"),
     "weight_decay": Range(1e-5, 1e-1),
 }
-# A decision multiplies the learning rate by 4 at most, and the weight decay by 6.
-LEVELS = 5
 DEFAULT = {"learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 
 
@@ -75,19 +74,18 @@ class Setting(NamedTuple):
     short_search: int = 16
     updates: int = 8
 
+    @property
+    def iterations(self) -> int:
+        return self.episodes * self.num_decisions // self.num_environments
 
+
+FULL = Setting(32, (64, 128), 512, 45000, 5000, 10000, 128, 50, 50, 32, 2048, 32, 16)
+CHANGES = ("image_size", "train", "validation", "test", "num_decisions", "steps_between", "episodes")
 WAYS = ("learned", "at random", "left alone")
 
 
 class Ended(NamedTuple):
-    """Classifiers after their last step, `[judged, ...]`.
-
-    Attributes:
-      params: Of the classifiers.
-      diverged: Whether each broke down.
-      validation: The accuracy of each on the validation data.
-      shares: `[judged, decisions, hyper-parameters]`, how far through their ranges they stood; None if not known.
-    """
+    """Classifiers `[judged, ...]` after their last step; shares are of each decision, None where there are none."""
 
     params: PyTree
     diverged: jax.Array
@@ -97,15 +95,6 @@ class Ended(NamedTuple):
 
 # Trains classifiers from given beginnings by `num_decisions * steps_between` gradient steps each.
 Contender = Callable[[Training, Episode, Key], Ended]
-
-
-SETTINGS = {
-    "small": Setting(),
-    "full": Setting(32, (64, 128), 512, 45000, 5000, 10000, 128, 50, 50, 32, 2048, 32, 16),
-}
-
-
-CHANGES = ("image_size", "train", "validation", "test", "num_decisions", "steps_between", "episodes")
 
 
 def load(setting: Setting, data_dir: Path | None, seed: int, random_data: bool) -> tuple[Episode, Batch]:
@@ -127,19 +116,15 @@ def load(setting: Setting, data_dir: Path | None, seed: int, random_data: bool) 
     return Episode(batch("train", train), batch("train", validation)), batch("test", test)
 
 
-def num_iterations(setting: Setting) -> int:
-    return setting.episodes * setting.num_decisions // setting.num_environments
-
-
 def make_learner(environment: Environment, setting: Setting) -> QLearner:
-    iterations = num_iterations(setting)
+    iterations = setting.iterations
     rate = optax.linear_schedule(1e-3, 1e-4, iterations * setting.updates)
     return dqn(
         environment,
         mlp(environment.num_actions, hidden=(64, 64)),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
-        discount=0.95,
-        temperature=optax.exponential_decay(0.2, iterations, 0.02),
+        discount=0.98,
+        temperature=optax.exponential_decay(0.05, iterations, 0.04),
         num_environments=setting.num_environments,
         capacity=iterations * setting.num_environments,
         batch_size=128,
@@ -154,27 +139,16 @@ def learn(learner: QLearner, setting: Setting, data: Episode, key) -> tuple[PyTr
     @jax.jit
     def run(key, data):
         start = learner.init(key, data)
-        return jax.lax.scan(lambda state, _: learner.iterate(state, data), start, length=num_iterations(setting))
+        return jax.lax.scan(lambda state, _: learner.iterate(state, data), start, length=setting.iterations)
 
     state, metrics = jax.device_get(run(key, data))
-    ended = metrics["done"]
-    curve = {"iteration": np.nonzero(ended)[0].tolist(), "return": metrics["return"][ended].tolist()}
-    return state.params, curve | {"diverged": int(metrics["failed"].sum()), "loss": metrics["loss"].tolist()}
+    curve = {"return": metrics["return"][metrics["done"]].tolist(), "loss": metrics["loss"].tolist()}
+    return state.params, curve | {"diverged": int(metrics["failed"].sum())}
 
 
-class Rivals(NamedTuple):
-    """What trains classifiers by a policy, compiled once for all of them.
+def make_play(environment: Environment, learner: QLearner, setting: Setting) -> Callable:
+    """Compile once what trains by any of the policies: which is a place in `WAYS`."""
 
-    Attributes:
-      begin: `(keys, data) -> states [environments, ...]`, hyper-parameters anywhere in their ranges.
-      play: `(states, data, key, network, which) -> Ended`; which is a place in `WAYS`.
-    """
-
-    begin: Callable
-    play: Callable
-
-
-def make_rivals(environment: Environment, learner: QLearner, setting: Setting) -> Rivals:
     def play(states: Training, data: Episode, key, network: PyTree, which):
         def policy(observation, key):
             learned = learner.policy(network)(observation, key)
@@ -187,21 +161,21 @@ def make_rivals(environment: Environment, learner: QLearner, setting: Setting) -
 
         return jax.vmap(one)(states, jax.random.split(key, states.decisions.shape[0]))
 
-    return Rivals(jax.jit(jax.vmap(environment.reset, (0, None))), jax.jit(play))
+    return jax.jit(play)
 
 
-def search(rivals: Rivals, network: PyTree, setting: Setting, data: Episode, key) -> tuple[np.ndarray, np.ndarray]:
+def search(begin, play, network: PyTree, setting: Setting, data: Episode, key) -> tuple[np.ndarray, np.ndarray]:
     """Train with as many random settings as the controller had episodes; return them and what validation says."""
     shares, found = [], []
     for part in range(setting.episodes // setting.num_environments):
         key_of_part = jax.random.fold_in(key, part)
-        states = rivals.begin(jax.random.split(key_of_part, setting.num_environments), data)
+        states = begin(jax.random.split(key_of_part, setting.num_environments), data)
         shares.append(states.shares)
-        found.append(rivals.play(states, data, key_of_part, network, WAYS.index("left alone")).validation)
+        found.append(play(states, data, key_of_part, network, WAYS.index("left alone")).validation)
     return np.concatenate(shares), np.concatenate(found)
 
 
-def contenders(rivals: Rivals, network: PyTree, searched: tuple[np.ndarray, np.ndarray], setting: Setting) -> dict:
+def contenders(play: Callable, network: PyTree, searched: tuple[np.ndarray, np.ndarray], setting: Setting) -> dict:
     """Make what is compared, with the gradient steps that each spent beforehand. Another rival is another row."""
     few, many = setting.short_search, setting.episodes
     a_training = setting.num_decisions * setting.steps_between
@@ -211,7 +185,7 @@ def contenders(rivals: Rivals, network: PyTree, searched: tuple[np.ndarray, np.n
         def train(states, data, key):
             if start is not None:
                 states = states._replace(shares=jnp.broadcast_to(start, states.shares.shape))
-            return rivals.play(states, data, key, network, WAYS.index(way))
+            return play(states, data, key, network, WAYS.index(way))
 
         return train
 
@@ -224,18 +198,14 @@ def contenders(rivals: Rivals, network: PyTree, searched: tuple[np.ndarray, np.n
     }
 
 
-def make_test(network: Network) -> Callable:
-    """Make the look at the test images, of classifiers `[judged, ...]`: 500 images at a time."""
+def accuracies_on(network: Network, params: PyTree, test: Batch) -> jax.Array:
+    """Look at the test images, 500 at a time, with each of several classifiers `[judged, ...]`."""
 
-    @jax.jit
-    def on_test(params, test: Batch):
-        def of_one(params):
-            outputs = jax.lax.map(lambda image: network.apply(params, image[None])[0], test.inputs, batch_size=500)
-            return accuracy(outputs, *test[1:])
+    def of_one(params):
+        outputs = jax.lax.map(lambda image: network.apply(params, image[None])[0], test.inputs, batch_size=500)
+        return accuracy(outputs, *test[1:])
 
-        return jax.lax.map(of_one, params)
-
-    return on_test
+    return jax.lax.map(of_one, params)
 
 
 def judge(train: Contender, on_test: Callable, states: Training, data: Episode, test: Batch, key) -> dict:
@@ -258,20 +228,19 @@ def run_seed(setting: Setting, options: argparse.Namespace, seed: int) -> dict:
         num_decisions=setting.num_decisions,
         steps_between=setting.steps_between,
         batch_size=setting.batch_size,
-        levels=LEVELS,
     )
-    learner, on_test = make_learner(environment, setting), make_test(network)
-    rivals = make_rivals(environment, learner, setting)
+    learner, on_test = make_learner(environment, setting), jax.jit(partial(accuracies_on, network))
+    begin, play = jax.jit(jax.vmap(environment.reset, (0, None))), make_play(environment, learner, setting)
     key_learn, key_search, key_start, key_judge = jax.random.split(jax.random.key(seed), 4)
     record, began = {"seed": seed, "judged": {}}, time.perf_counter()
     params, record["curve"] = learn(learner, setting, data, key_learn)
     record["seconds_learning"], began = time.perf_counter() - began, time.perf_counter()
-    searched = search(rivals, params, setting, data, key_search)
+    searched = search(begin, play, params, setting, data, key_search)
     record["seconds_searching"], began = time.perf_counter() - began, time.perf_counter()
     # All begin from the same weights, the same hyper-parameters and the same order of mini-batches.
-    anywhere = rivals.begin(jax.random.split(key_start, setting.num_environments), data)
+    anywhere = begin(jax.random.split(key_start, setting.num_environments), data)
     default = anywhere._replace(shares=jnp.broadcast_to(shares_of(RANGES, DEFAULT), anywhere.shares.shape))
-    for name, (train, spent) in contenders(rivals, params, searched, setting).items():
+    for name, (train, spent) in contenders(play, params, searched, setting).items():
         # A searched setting does not depend on where the others begin.
         for start, states in (("default", default), ("anywhere", anywhere))[: 1 if name.startswith("best") else 2]:
             result = judge(train, on_test, states, data, test, key_judge)
@@ -281,18 +250,13 @@ def run_seed(setting: Setting, options: argparse.Namespace, seed: int) -> dict:
 
 def report(records: list[dict], setting: Setting) -> str:
     """Lay out the learning curve and the test accuracies: means over seeds with 95 % intervals, in per cent."""
-    episodes = min(len(record["curve"]["return"]) for record in records)
-    parts = [part for part in np.array_split(np.arange(episodes), 5) if len(part)]
+    parts = np.array_split(np.arange(min(len(record["curve"]["return"]) for record in records)), 5)
     lines = ["| episodes | return (validation accuracy gained, points) |", "| --- | --- |"]
     for part in parts:
         means = [100 * np.mean(np.asarray(record["curve"]["return"])[part]) for record in records]
         lines.append(f"| {part[0] + 1}-{part[-1] + 1} | {shown(means)} |")
-    steps = setting.num_decisions * setting.steps_between
-    lines += ["", f"Test accuracy after {steps} gradient steps:", ""]
-    lines += [
-        "| begins at: who sets | accuracy | ahead of random actions | diverged | steps before |",
-        "| --- " * 5 + "|",
-    ]
+    lines += ["", f"Test accuracy after {setting.num_decisions * setting.steps_between} gradient steps:", ""]
+    lines += ["| begins at: who sets | accuracy | ahead of random | diverged | steps before |", "| --- " * 5 + "|"]
     for name in records[0]["judged"]:
         rows = [record["judged"][name] for record in records]
         of_random = [record["judged"][f"{name.split(':')[0]}: random actions"] for record in records]
@@ -312,8 +276,8 @@ def shown(values: list[float]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--small", dest="size", action="store_const", const="small", default="small")
-    size.add_argument("--full", dest="size", action="store_const", const="full")
+    size.add_argument("--small", dest="setting", action="store_const", const=Setting(), default=Setting())
+    size.add_argument("--full", dest="setting", action="store_const", const=FULL)
     parser.add_argument("--data-dir", type=Path, help="a folder with CIFAR-10")
     parser.add_argument("--random-data", action="store_true", help="images of noise: does it run?")
     parser.add_argument("--seeds", type=int, default=3)
@@ -322,14 +286,14 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="instead of the setting's")
     options = parser.parse_args(arguments)
     changed = {name: getattr(options, name) for name in CHANGES if getattr(options, name) is not None}
-    setting = SETTINGS[options.size]._replace(**changed)
+    setting = options.setting._replace(**changed)
     records = []
     for seed in range(options.seeds):
         records.append(run_seed(setting, options, seed))
         print(json.dumps({name: value for name, value in records[-1].items() if name.startswith("se")}), flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    contents = {"setting": setting._asdict(), "start": DEFAULT, "ranges": RANGES, "seeds": records}
-    write_atomically(options.out / "result.json", json.dumps(contents, indent=1) + "\n")
+    result = {"setting": setting._asdict(), "start": DEFAULT, "ranges": RANGES, "seeds": records}
+    write_atomically(options.out / "result.json", json.dumps(result, indent=1) + "\n")
     print(report(records, setting))
 
 
