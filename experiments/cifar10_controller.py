@@ -70,6 +70,7 @@ class Setting(NamedTuple):
     num_decisions: int = 50
     steps_between: int = 10
     num_environments: int = 8
+    # A multiple of the environments.
     episodes: int = 160
     short_search: int = 16
     updates: int = 8
@@ -214,8 +215,8 @@ def judge(train: Contender, on_test: Callable, states: Training, data: Episode, 
     accuracies = np.where(ended.diverged, 1 / CLASSES, on_test(ended.params, test))
     record = {"accuracy": accuracies.tolist(), "diverged": int(ended.diverged.sum())}
     if ended.shares is not None:
-        values = values_at(RANGES, ended.shares)
-        record["hyper_parameters"] = {name: np.median(value, 0).tolist() for name, value in values.items()}
+        values = values_at(RANGES, ended.shares).items()
+        record["hyper_parameters"] = {name: np.median(value, 0).tolist() for name, value in values}
     return record
 
 
@@ -269,8 +270,7 @@ def report(records: list[dict], setting: Setting) -> str:
 
 
 def shown(values: list[float]) -> str:
-    found = estimate(values)
-    return f"{found.mean:.1f} +- {found.ci95:.1f}"
+    return "{:.1f} +- {:.1f}".format(*estimate(values)[:2])
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from jaxmeta.base import Key, Metrics, Model, PyTree
 from jaxmeta.metagrad import check_count
@@ -88,7 +89,7 @@ def softmax_policy(values: jax.Array, temperature: jax.Array | float) -> jax.Arr
       >>> softmax_policy(jnp.array([1.0, 3.0]), 0.0).tolist()
       [0.0, 1.0]
     """
-    if not isinstance(temperature, jax.core.Tracer) and not float(temperature) >= 0:
+    if not isinstance(temperature, Tracer) and not float(temperature) >= 0:
         raise ValueError(f"softmax_policy needs a temperature of 0 or more; given {temperature}.")
     behind = values - values.max(-1, keepdims=True)
     best = (behind == 0).astype(values.dtype)

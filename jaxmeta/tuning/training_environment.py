@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmeta.base import Episode, Key, PyTree
+from jaxmeta.base import Batch, Episode, Key, PyTree
 from jaxmeta.inner import inner_loop
 from jaxmeta.losses import accuracy, cross_entropy
 from jaxmeta.metagrad import check_count, first_order
@@ -108,7 +108,6 @@ def training_environment(
       ValueError: no range, a range or a start that is none, a name that `Hypers` does not have, a count below 1.
 
     Example:
-      >>> from jaxmeta.base import Batch
       >>> from jaxmeta.tuning import conv_net
       >>> images = Batch(jnp.ones([6, 4, 4, 1]), jnp.zeros([6], jnp.int32), jnp.ones([6]))
       >>> ranges = {"learning_rate": Range(1e-3, 1.0), "momentum": Range(0.0, 0.95, "linear")}
@@ -161,15 +160,8 @@ def training_environment(
             opt_state=state.opt_state,
             first_step=state.decisions * steps_between,
         )
-        per_step = result.per_step
         outputs = network.apply(result.phi, data.query.inputs)
-        now = Measured(
-            per_step["loss"].mean(),
-            per_step["loss"].std(),
-            per_step["grad_norm"].mean(),
-            cross_entropy(outputs, *data.query[1:]),
-            accuracy(outputs, *data.query[1:]),
-        )
+        now = _measure(result.per_step, outputs, data.query)
         whole = jnp.stack([optax.tree.norm(result.phi), optax.tree.norm(result.opt_state), *now])
         diverged = ~jnp.isfinite(whole).all()
         # Its other measures stay what they were, finite.
@@ -262,6 +254,12 @@ def shares_of(ranges: Mapping[str, Range], values: Mapping[str, float]) -> jax.A
       0.5
     """
     return jax.nn.sigmoid(jnp.stack([raws_of(ranges, values)[name] for name in ranges]))
+
+
+def _measure(per_step, outputs: jax.Array, validation: Batch) -> Measured:
+    losses, norms = per_step["loss"], per_step["grad_norm"]
+    judged = cross_entropy(outputs, *validation[1:]), accuracy(outputs, *validation[1:])
+    return Measured(losses.mean(), losses.std(), norms.mean(), *judged)
 
 
 def _task_features(data: Episode, classes: int) -> jax.Array:
