@@ -58,7 +58,7 @@ DEFAULT = {"learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
 
 
 class Setting(NamedTuple):
-    """How much of everything."""
+    """How much of everything; episodes are a multiple of the environments."""
 
     image_size: int = 16
     widths: tuple[int, ...] = (8, 16)
@@ -70,7 +70,6 @@ class Setting(NamedTuple):
     num_decisions: int = 50
     steps_between: int = 10
     num_environments: int = 8
-    # A multiple of the environments.
     episodes: int = 160
     short_search: int = 16
     updates: int = 8
