@@ -10,6 +10,8 @@ from jaxmeta.tuning.architecture import (
     possible_skips,
     random_architecture,
 )
+from jaxmeta.tuning.dqn import QLearner, QState, Transition, dqn, q_target, softmax_policy
+from jaxmeta.tuning.environment import Environment, Outcome, Policy, Trace, bandit, chain, rollout
 from jaxmeta.tuning.extractors import pca_extractor, random_extractor
 from jaxmeta.tuning.hypergradient import Tuner, TuneRound, TuneState, average_of_rounds, hypergradient, tune
 from jaxmeta.tuning.meta_network import (
@@ -30,45 +32,62 @@ from jaxmeta.tuning.metafeatures import (
 )
 from jaxmeta.tuning.networks import Network, conv_net
 from jaxmeta.tuning.ranges import Range, check_range, raw_of, raws_of, value_of, values_of
+from jaxmeta.tuning.replay import Replay, add_to_replay, empty_replay, sample_replay
 from jaxmeta.tuning.reweighting import Weighting, flip_labels, reweighting, weight_network
 from jaxmeta.tuning.search import Search, SearchState, architecture_search
 from jaxmeta.tuning.supernet import Supernet, mixture_of, read_off, supernet
 from jaxmeta.tuning.switch import Switch, choice_probabilities, fit_switch
 from jaxmeta.tuning.training import Hypers, change_light, hyper_sgd, training_objective, validation_loss_of
+from jaxmeta.tuning.training_environment import Training, keep_action, shares_of, training_environment, values_at
 from jaxmeta.tuning.warm_start import Experience, expected_scores, warm_start
 
 __all__ = [
     "Architecture",
     "Cell",
+    "Environment",
     "Experience",
     "HyperController",
     "Hypers",
     "Network",
+    "Outcome",
     "Pca",
+    "Policy",
+    "QLearner",
+    "QState",
     "Range",
+    "Replay",
     "Search",
     "SearchState",
     "Space",
     "Supernet",
     "Switch",
+    "Trace",
+    "Training",
     "TrainingFeatures",
+    "Transition",
     "TuneRound",
     "TuneState",
     "Tuner",
     "Weighting",
+    "add_to_replay",
     "architecture_search",
     "average_of_rounds",
+    "bandit",
+    "chain",
     "change_light",
     "check_range",
     "check_space",
     "choice_probabilities",
     "conv_net",
+    "dqn",
+    "empty_replay",
     "expected_scores",
     "fit_pca",
     "fit_switch",
     "flip_labels",
     "hyper_sgd",
     "hypergradient",
+    "keep_action",
     "landmark_features",
     "learned_values",
     "meta_network",
@@ -79,20 +98,27 @@ __all__ = [
     "pca_features",
     "possible_skips",
     "project",
+    "q_target",
     "random_architecture",
     "random_extractor",
     "raw_of",
     "raws_of",
     "read_off",
     "reweighting",
+    "rollout",
+    "sample_replay",
+    "shares_of",
+    "softmax_policy",
     "statistical_features",
     "supernet",
     "task_features",
+    "training_environment",
     "training_features",
     "training_objective",
     "tune",
     "validation_loss_of",
     "value_of",
+    "values_at",
     "values_of",
     "warm_start",
     "weight_network",

@@ -1,0 +1,300 @@
+"""A controller that sets hyper-parameters while CIFAR-10 is trained on, learned as a deep Q-network.
+
+Sources   Mnih et al., 2015, "Human-level control through deep reinforcement learning", Nature 518; van Hasselt, Guez
+          and Silver, 2016, arXiv 1509.06461. The view of training as a decision process is that of Li and Malik, 2016,
+          arXiv 1606.01885, and of Daniel, Taylor and Nowozin, 2016.
+Command   python experiments/cifar10_controller.py [--small | --full] [--seeds 3] [--data-dir FOLDER] [--out FOLDER]
+Expected  the reward rises while the controller learns; its classifiers end better than those of random actions.
+Setting   50 decisions an episode, each of 27 joint actions: learning rate, momentum and weight decay are each lowered,
+          kept or raised, then a few gradient steps follow; the reward is what validation accuracy gained. Small: 16x16
+          images, 8 and 16 channels, 500 steps of 32. Full: the article's network on 32x32 images, 2500 steps of 128.
+Budget    every classifier is trained by the same number of gradient steps. What was spent before, on learning the
+          controller or on searching, is a column: the longer random search has spent exactly what the controller has.
+          All of them see the same training and validation images; test images are looked at once, at the end.
+Hardware  small: two CPU cores; full: for a GPU.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxmeta.base import Batch, Episode, Key, PyTree, example_batch
+from jaxmeta.data import load_cifar10_arrays
+from jaxmeta.folder import write_atomically
+from jaxmeta.losses import accuracy
+from jaxmeta.metrics import estimate, paired_difference
+from jaxmeta.models import mlp
+from jaxmeta.tuning import (
+    Environment,
+    Network,
+    QLearner,
+    Range,
+    Training,
+    conv_net,
+    dqn,
+    keep_action,
+    rollout,
+    shares_of,
+    training_environment,
+    values_at,
+)
+
+CLASSES = 10
+RANGES = {
+    "learning_rate": Range(1e-3, 1.0),
+    "momentum": Range(0.0, 0.98, "linear"),
+    "weight_decay": Range(1e-5, 1e-1),
+}
+DEFAULT = {"learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
+
+
+class Setting(NamedTuple):
+    """How much of everything; episodes are a multiple of the environments."""
+
+    image_size: int = 16
+    widths: tuple[int, ...] = (8, 16)
+    hidden: int = 32
+    train: int = 10000
+    validation: int = 256
+    test: int = 10000
+    batch_size: int = 32
+    num_decisions: int = 50
+    steps_between: int = 10
+    num_environments: int = 8
+    episodes: int = 160
+    short_search: int = 16
+    updates: int = 8
+
+    @property
+    def iterations(self) -> int:
+        return self.episodes * self.num_decisions // self.num_environments
+
+
+FULL = Setting(32, (64, 128), 512, 45000, 5000, 10000, 128, 50, 50, 32, 2048, 32, 16)
+CHANGES = ("image_size", "train", "validation", "test", "num_decisions", "steps_between", "episodes")
+WAYS = ("learned", "at random", "left alone")
+
+
+class Ended(NamedTuple):
+    """Classifiers `[judged, ...]` after their last step; shares are of each decision, None where there are none."""
+
+    params: PyTree
+    diverged: jax.Array
+    validation: jax.Array
+    shares: jax.Array | None
+
+
+# Trains classifiers from given beginnings by `num_decisions * steps_between` gradient steps each.
+Contender = Callable[[Training, Episode, Key], Ended]
+
+
+def load(setting: Setting, data_dir: Path | None, seed: int, random_data: bool) -> tuple[Episode, Batch]:
+    """Draw training and validation images from the official training ones; test images from the official test ones."""
+    rng = np.random.default_rng(seed)
+    if random_data:
+        shape = (setting.train + setting.validation, setting.image_size, setting.image_size, 3)
+        arrays = {part: (rng.integers(0, 256, shape, np.uint8), np.arange(shape[0]) % 10) for part in ("train", "test")}
+    else:
+        arrays = load_cifar10_arrays(data_dir=data_dir, image_size=setting.image_size)
+
+    def batch(part: str, chosen: np.ndarray) -> Batch:
+        images, labels = (array[chosen] for array in arrays[part])
+        return example_batch(jnp.asarray(images / np.float32(127.5) - 1), jnp.asarray(labels, jnp.int32))
+
+    order = rng.permutation(len(arrays["train"][1]))
+    train, validation = order[: setting.train], order[setting.train :][: setting.validation]
+    test = rng.permutation(len(arrays["test"][1]))[: setting.test]
+    return Episode(batch("train", train), batch("train", validation)), batch("test", test)
+
+
+def make_learner(environment: Environment, setting: Setting) -> QLearner:
+    iterations = setting.iterations
+    rate = optax.linear_schedule(1e-3, 1e-4, iterations * setting.updates)
+    return dqn(
+        environment,
+        mlp(environment.num_actions, hidden=(64, 64)),
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
+        discount=0.98,
+        temperature=optax.exponential_decay(0.05, iterations, 0.04),
+        num_environments=setting.num_environments,
+        capacity=iterations * setting.num_environments,
+        batch_size=128,
+        updates=setting.updates,
+        learn_after=min(500, iterations),
+    )
+
+
+def learn(learner: QLearner, setting: Setting, data: Episode, key) -> tuple[PyTree, dict]:
+    """Run the whole of Q-learning as one compiled scan; return the network, and the return of each episode."""
+
+    @jax.jit
+    def run(key, data):
+        start = learner.init(key, data)
+        return jax.lax.scan(lambda state, _: learner.iterate(state, data), start, length=setting.iterations)
+
+    state, metrics = jax.device_get(run(key, data))
+    curve = {"return": metrics["return"][metrics["done"]].tolist(), "loss": metrics["loss"].tolist()}
+    return state.params, curve | {"diverged": int(metrics["failed"].sum())}
+
+
+def make_play(environment: Environment, learner: QLearner, setting: Setting) -> Callable:
+    """Compile once what trains by any of the policies: which is a place in `WAYS`."""
+
+    def play(states: Training, data: Episode, key, network: PyTree, which):
+        def policy(observation, key):
+            learned = learner.policy(network)(observation, key)
+            at_random = jax.random.randint(key, [], 0, environment.num_actions)
+            return jnp.stack([learned, at_random, keep_action(environment)])[which]
+
+        def one(state, key):
+            ended, trace = rollout(environment, policy, state, data, key, setting.num_decisions)
+            return Ended(ended.params, ended.diverged, ended.now.accuracy, trace.observation[..., -len(RANGES) :])
+
+        return jax.vmap(one)(states, jax.random.split(key, states.decisions.shape[0]))
+
+    return jax.jit(play)
+
+
+def search(begin, play, network: PyTree, setting: Setting, data: Episode, key) -> tuple[np.ndarray, np.ndarray]:
+    """Train with as many random settings as the controller had episodes; return them and what validation says."""
+    shares, found = [], []
+    for part in range(setting.episodes // setting.num_environments):
+        key_of_part = jax.random.fold_in(key, part)
+        states = begin(jax.random.split(key_of_part, setting.num_environments), data)
+        shares.append(states.shares)
+        found.append(play(states, data, key_of_part, network, WAYS.index("left alone")).validation)
+    return np.concatenate(shares), np.concatenate(found)
+
+
+def contenders(play: Callable, network: PyTree, searched: tuple[np.ndarray, np.ndarray], setting: Setting) -> dict:
+    """Make what is compared, with the gradient steps that each spent beforehand. Another rival is another row."""
+    few, many = setting.short_search, setting.episodes
+    a_training = setting.num_decisions * setting.steps_between
+    shares, found = searched
+
+    def of(way: str, start=None) -> Contender:
+        def train(states, data, key):
+            if start is not None:
+                states = states._replace(shares=jnp.broadcast_to(start, states.shares.shape))
+            return play(states, data, key, network, WAYS.index(way))
+
+        return train
+
+    return {
+        "learned controller": (of("learned"), many * a_training),
+        "random actions": (of("at random"), 0),
+        "left as it begins": (of("left alone"), 0),
+        f"best of {few} random settings": (of("left alone", shares[found[:few].argmax()]), few * a_training),
+        f"best of {many} random settings": (of("left alone", shares[found.argmax()]), many * a_training),
+    }
+
+
+def accuracies_on(network: Network, params: PyTree, test: Batch) -> jax.Array:
+    """Look at the test images, 500 at a time, with each of several classifiers `[judged, ...]`."""
+
+    def of_one(params):
+        outputs = jax.lax.map(lambda image: network.apply(params, image[None])[0], test.inputs, batch_size=500)
+        return accuracy(outputs, *test[1:])
+
+    return jax.lax.map(of_one, params)
+
+
+def judge(train: Contender, on_test: Callable, states: Training, data: Episode, test: Batch, key) -> dict:
+    """Train and look at the test images; a classifier that diverged guesses."""
+    ended = jax.device_get(train(states, data, key))
+    accuracies = np.where(ended.diverged, 1 / CLASSES, on_test(ended.params, test))
+    record = {"accuracy": accuracies.tolist(), "diverged": int(ended.diverged.sum())}
+    if ended.shares is not None:
+        values = values_at(RANGES, ended.shares).items()
+        record["hyper_parameters"] = {name: np.median(value, 0).tolist() for name, value in values}
+    return record
+
+
+def run_seed(setting: Setting, options: argparse.Namespace, seed: int) -> dict:
+    data, test = load(setting, options.data_dir, seed, options.random_data)
+    network = conv_net(CLASSES, widths=setting.widths, hidden=setting.hidden)
+    environment = training_environment(
+        network,
+        RANGES,
+        num_decisions=setting.num_decisions,
+        steps_between=setting.steps_between,
+        batch_size=setting.batch_size,
+    )
+    learner, on_test = make_learner(environment, setting), jax.jit(partial(accuracies_on, network))
+    begin, play = jax.jit(jax.vmap(environment.reset, (0, None))), make_play(environment, learner, setting)
+    key_learn, key_search, key_start, key_judge = jax.random.split(jax.random.key(seed), 4)
+    record, began = {"seed": seed, "judged": {}}, time.perf_counter()
+    params, record["curve"] = learn(learner, setting, data, key_learn)
+    record["seconds_learning"], began = time.perf_counter() - began, time.perf_counter()
+    searched = search(begin, play, params, setting, data, key_search)
+    record["seconds_searching"], began = time.perf_counter() - began, time.perf_counter()
+    # All begin from the same weights, the same hyper-parameters and the same order of mini-batches.
+    anywhere = begin(jax.random.split(key_start, setting.num_environments), data)
+    default = anywhere._replace(shares=jnp.broadcast_to(shares_of(RANGES, DEFAULT), anywhere.shares.shape))
+    for name, (train, spent) in contenders(play, params, searched, setting).items():
+        # A searched setting does not depend on where the others begin.
+        for start, states in (("default", default), ("anywhere", anywhere))[: 1 if name.startswith("best") else 2]:
+            result = judge(train, on_test, states, data, test, key_judge)
+            record["judged"][f"{start}: {name}"] = result | {"gradient_steps_before": spent}
+    return record | {"seconds_judging": time.perf_counter() - began}
+
+
+def report(records: list[dict], setting: Setting) -> str:
+    """Lay out the learning curve and the test accuracies: means over seeds with 95 % intervals, in per cent."""
+    parts = np.array_split(np.arange(min(len(record["curve"]["return"]) for record in records)), 5)
+    lines = ["| episodes | return (validation accuracy gained, points) |", "| --- | --- |"]
+    for part in parts:
+        means = [100 * np.mean(np.asarray(record["curve"]["return"])[part]) for record in records]
+        lines.append(f"| {part[0] + 1}-{part[-1] + 1} | {shown(means)} |")
+    lines += ["", f"Test accuracy after {setting.num_decisions * setting.steps_between} gradient steps:", ""]
+    lines += ["| begins at: who sets | accuracy | ahead of random | diverged | steps before |", "| --- " * 5 + "|"]
+    for name in records[0]["judged"]:
+        rows = [record["judged"][name] for record in records]
+        of_random = [record["judged"][f"{name.split(':')[0]}: random actions"] for record in records]
+        accuracies, others = ([100 * np.mean(row["accuracy"]) for row in group] for group in (rows, of_random))
+        ahead = paired_difference(accuracies, others)
+        diverged = f"{sum(row['diverged'] for row in rows)} of {sum(len(row['accuracy']) for row in rows)}"
+        gap = f"{ahead.mean:+.1f} +- {ahead.ci95:.1f}"
+        lines.append(f"| {name} | {shown(accuracies)} | {gap} | {diverged} | {rows[0]['gradient_steps_before']} |")
+    return "\n".join(lines)
+
+
+def shown(values: list[float]) -> str:
+    return "{:.1f} +- {:.1f}".format(*estimate(values)[:2])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--small", dest="setting", action="store_const", const=Setting(), default=Setting())
+    size.add_argument("--full", dest="setting", action="store_const", const=FULL)
+    parser.add_argument("--data-dir", type=Path, help="a folder with CIFAR-10")
+    parser.add_argument("--random-data", action="store_true", help="images of noise: does it run?")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("runs/cifar10_controller"))
+    for name in CHANGES:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="instead of the setting's")
+    options = parser.parse_args(arguments)
+    changed = {name: getattr(options, name) for name in CHANGES if getattr(options, name) is not None}
+    setting = options.setting._replace(**changed)
+    records = []
+    for seed in range(options.seeds):
+        records.append(run_seed(setting, options, seed))
+        print(json.dumps({name: value for name, value in records[-1].items() if name.startswith("se")}), flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    result = {"setting": setting._asdict(), "start": DEFAULT, "ranges": RANGES, "seeds": records}
+    write_atomically(options.out / "result.json", json.dumps(result, indent=1) + "\n")
+    print(report(records, setting))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""Deep Q-networks: the value of every action learned from what was lived through, and a softmax policy over it.
+
+    Q(s, a)  ->  r + discount Q'(s', argmax_a' Q(s', a'))        Q' the target network, its Q averaged over time
+    pi(a | s) = exp(Q(s, a) / T) / sum_a' exp(Q(s, a') / T)      T the temperature
+
+Mnih et al., 2015, "Human-level control through deep reinforcement learning", Nature 518; van Hasselt, Guez and Silver,
+2016, "Deep Reinforcement Learning with Double Q-learning", arXiv 1509.06461.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+
+from jaxmeta.base import Key, Metrics, Model, PyTree
+from jaxmeta.metagrad import check_count
+from jaxmeta.tuning.environment import Environment, Outcome, Policy, choose
+from jaxmeta.tuning.replay import Replay, add_to_replay, empty_replay, sample_replay
+
+
+class Transition(NamedTuple):
+    """One step of an environment, as it is kept."""
+
+    observation: jax.Array
+    action: jax.Array
+    reward: jax.Array
+    done: jax.Array
+    next_observation: jax.Array
+
+
+class QState(NamedTuple):
+    """Everything the next iteration needs: arrays only.
+
+    Attributes:
+      step: Iterations so far, int32 scalar.
+      params: Of the Q-network, with its state, which is empty.
+      target: Parameters of the target network.
+      opt_state: State of the optimiser.
+      replay: Of `Transition`s.
+      environments: States of the environments, leaves `[environments, ...]`.
+      returns: Rewards of each environment's episode so far, not discounted.
+      key: The source of all randomness; iteration t uses `fold_in(key, t)`.
+    """
+
+    step: jax.Array
+    params: PyTree
+    target: PyTree
+    opt_state: PyTree
+    replay: Replay
+    environments: PyTree
+    returns: jax.Array
+    key: Key
+
+
+class QLearner(NamedTuple):
+    """Q-learning in many environments at once, as pure functions.
+
+    Attributes:
+      init: `(key, data) -> QState`.
+      iterate: `(q_state, data) -> q_state, metrics`: one step of every environment, then updates of the network. Made
+        for `jax.lax.scan`. Metrics: `loss`, and for each environment `reward`, `done`, `failed`, and `return`, which
+        is that of the episode where done.
+      policy: `(params, temperature=0.0) -> Policy`.
+    """
+
+    init: Callable[..., QState]
+    iterate: Callable[..., tuple[QState, Metrics]]
+    policy: Callable[..., Policy]
+
+
+def softmax_policy(values: jax.Array, temperature: jax.Array | float) -> jax.Array:
+    """Compute the Boltzmann policy: `pi(a | s) = exp(Q(s, a) / T) / sum_a' exp(Q(s, a') / T)`.
+
+    Args:
+      values: Q, `[..., actions]`.
+      temperature: T, at least 0. At 0 the best actions share all the probability; at infinity all are alike.
+
+    Returns:
+      Probabilities `[..., actions]`.
+
+    Raises:
+      ValueError: a negative temperature (looked into outside `jit`).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> softmax_policy(jnp.array([1.0, 3.0]), 0.0).tolist()
+      [0.0, 1.0]
+    """
+    if not isinstance(temperature, Tracer) and not float(temperature) >= 0:
+        raise ValueError(f"softmax_policy needs a temperature of 0 or more; given {temperature}.")
+    behind = values - values.max(-1, keepdims=True)
+    best = (behind == 0).astype(values.dtype)
+    warm = jax.nn.softmax(behind / jnp.where(temperature > 0, temperature, 1.0))
+    return jnp.where(temperature > 0, warm, best / best.sum(-1, keepdims=True))
+
+
+def q_target(
+    reward: jax.Array,
+    done: jax.Array,
+    next_target: jax.Array,
+    next_online: jax.Array | None = None,
+    *,
+    discount: float,
+) -> jax.Array:
+    """Compute what Q(s, a) is drawn to: `r + discount (1 - done) Q'(s', argmax_a' Q(s', a'))`.
+
+    Args:
+      reward: `[...]`.
+      done: `[...]`, where nothing comes after.
+      next_target: Q' of the next state, `[..., actions]`.
+      next_online: Q of the next state, which chooses the action (double Q-learning); None: Q' chooses itself, the
+        plain target, which overestimates where values are noisy.
+      discount: What a reward one step later is worth.
+
+    Returns:
+      `[...]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(q_target(1.0, False, jnp.array([2.0, 4.0]), jnp.array([1.0, 0.0]), discount=0.5))
+      2.0
+
+    Source: van Hasselt, Guez and Silver, 2016, arXiv 1509.06461.
+    """
+    chooser = next_target if next_online is None else next_online
+    chosen = jnp.take_along_axis(next_target, chooser.argmax(-1)[..., None], -1)[..., 0]
+    return reward + discount * jnp.where(done, 0.0, chosen)
+
+
+def dqn(
+    environment: Environment,
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    *,
+    discount: float = 0.99,
+    temperature: float | Callable = 0.1,
+    num_environments: int = 8,
+    capacity: int = 10000,
+    batch_size: int = 64,
+    updates: int = 1,
+    learn_after: int = 1,
+    target_rate: float = 0.01,
+    target_every: int = 1,
+    double: bool = True,
+) -> QLearner:
+    """Make a deep Q-network that learns while many environments run.
+
+    `params <- optimizer of mean Huber(Q(s, a) - y)`, y from `q_target`; every `target_every` updates
+    `target <- (1 - target_rate) target + target_rate params`
+
+    Args:
+      environment: What is lived through.
+      model: Observations `[examples, features]` to values `[examples, actions]`, without a state: `mlp(num_actions)`.
+      optimizer: Of the Q-network.
+      discount: In [0, 1].
+      temperature: Of the policy while learning; or a function of the iteration, any optax schedule.
+      num_environments: Run side by side.
+      capacity: Of the replay, in transitions.
+      batch_size: Transitions in an update.
+      updates: Of the network in an iteration.
+      learn_after: Transitions to be had before the first update.
+      target_rate: 1 with a `target_every` above 1 copies now and then, as Mnih et al. do; small, it averages.
+      target_every: See target_rate.
+      double: Whether the online network chooses the next action.
+
+    Returns:
+      A `QLearner`.
+
+    Raises:
+      ValueError: a discount or target rate outside [0, 1], a count below 1, a replay smaller than what one iteration or
+        `learn_after` brings; in `init`, a model with a state or with other outputs than there are actions.
+
+    Example:
+      >>> from jaxmeta.models import mlp
+      >>> from jaxmeta.tuning import bandit
+      >>> learner = dqn(bandit([0.0, 1.0]), mlp(2, hidden=()), optax.sgd(0.1), capacity=64)
+      >>> start = learner.init(jax.random.key(0), ())
+      >>> _, metrics = jax.jit(lambda state: jax.lax.scan(lambda s, _: learner.iterate(s, ()), state, length=5))(start)
+      >>> metrics["return"].shape
+      (5, 8)
+
+    Source: Mnih et al., 2015, Nature 518; van Hasselt, Guez and Silver, 2016, arXiv 1509.06461.
+    """
+    for name, share in (("discount", discount), ("target_rate", target_rate)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"dqn needs a {name} in [0, 1]; given {share}.")
+    counts = {"num_environments": num_environments, "batch_size": batch_size, "updates": updates}
+    for name, number in (counts | {"learn_after": learn_after, "target_every": target_every}).items():
+        check_count("dqn", name, number, 1)
+    check_count("dqn", "capacity", capacity, max(num_environments, learn_after))
+    temperature_at = temperature if callable(temperature) else lambda step: temperature
+    observe, reset = jax.vmap(environment.observe), jax.vmap(environment.reset, (0, None))
+
+    def q_values(params, observations):
+        return model.apply(*params, observations, train=False)[0]
+
+    def init(key, data):
+        key_params, key_reset, key = jax.random.split(key, 3)
+        states = reset(jax.random.split(key_reset, num_environments), data)
+        observations = observe(states)
+        params = model.init(key_params, observations)
+        _check_model(params, jax.eval_shape(q_values, params, observations), environment.num_actions)
+        example = Transition(observations[0], jnp.int32(0), jnp.float32(0), jnp.bool_(False), observations[0])
+        replay, returns = empty_replay(example, capacity), jnp.zeros([num_environments])
+        return QState(jnp.int32(0), params, params, optimizer.init(params), replay, states, returns, key)
+
+    def td_loss(params, target, batch: Transition):
+        online = q_values(params, batch.next_observation) if double else None
+        goal = q_target(batch.reward, batch.done, q_values(target, batch.next_observation), online, discount=discount)
+        values = q_values(params, batch.observation)
+        chosen = jnp.take_along_axis(values, batch.action[:, None], 1)[:, 0]
+        return optax.huber_loss(chosen, jax.lax.stop_gradient(goal)).mean()
+
+    def update(carry, index, replay: Replay, key):
+        params, target, opt_state = carry
+        batch = sample_replay(jax.random.fold_in(key, index), replay, batch_size)
+        loss, grads = jax.value_and_grad(td_loss)(params, target, batch)
+        changes, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, changes)
+        nearer = optax.incremental_update(params, target, target_rate)
+        return (params, optax.periodic_update(nearer, target, index + 1, target_every), opt_state), loss
+
+    def learn(carry, step, replay, key):
+        indices = step * updates + jnp.arange(updates)
+        carry, losses = jax.lax.scan(lambda c, index: update(c, index, replay, key), carry, indices)
+        return carry, losses.mean()
+
+    def live(state: QState, data, key_act, key_reset):
+        """Take one step in every environment; those that end begin anew."""
+        observations = observe(state.environments)
+        actions = jax.vmap(policy(state.params, temperature_at(state.step)))(
+            observations, jax.random.split(key_act, num_environments)
+        )
+        environments, outcome = jax.vmap(environment.step, (0, 0, None))(state.environments, actions, data)
+        seen = Transition(observations, actions, outcome.reward, outcome.done, observe(environments))
+        fresh = reset(jax.random.split(key_reset, num_environments), data)
+        return jax.vmap(choose)(outcome.done, fresh, environments), outcome, add_to_replay(state.replay, seen)
+
+    def iterate(state: QState, data):
+        key_act, key_reset, key_learn = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
+        outcome: Outcome
+        environments, outcome, replay = live(state, data, key_act, key_reset)
+        learned = state.params, state.target, state.opt_state
+        (params, target, opt_state), loss = jax.lax.cond(
+            replay.count >= learn_after,
+            lambda: learn(learned, state.step, replay, key_learn),
+            lambda: (learned, jnp.zeros(())),
+        )
+        returns = state.returns + outcome.reward
+        metrics = {"loss": loss, "return": returns, **outcome._asdict()}
+        returns = jnp.where(outcome.done, 0.0, returns)
+        return QState(state.step + 1, params, target, opt_state, replay, environments, returns, state.key), metrics
+
+    def policy(params, temperature=0.0) -> Policy:
+        def act(observation, key):
+            probabilities = softmax_policy(q_values(params, observation[None])[0], temperature)
+            return jax.random.categorical(key, jnp.log(probabilities))
+
+        return act
+
+    return QLearner(init, iterate, policy)
+
+
+def _check_model(params, values, num_actions: int) -> None:
+    if jax.tree.leaves(params[1]):
+        raise ValueError("dqn needs a model without a state, as mlp is; given one with normalisation statistics.")
+    if values.shape[1:] != (num_actions,):
+        raise ValueError(
+            f"dqn needs one output for each of the {num_actions} actions; the model's are {list(values.shape[1:])}."
+        )
