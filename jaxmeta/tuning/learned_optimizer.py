@@ -9,12 +9,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxmeta.base import Key, PyTree
 from jaxmeta.inner.loop import check_same
 from jaxmeta.metagrad import check_count
-from jaxmeta.tuning.optimizer_networks import TIMESCALES, Perceptron, Recurrent, count_features, features_of
+from jaxmeta.tuning.optimizer_networks import (
+    TIMESCALES,
+    Perceptron,
+    Recurrent,
+    count_features,
+    features_of,
+    root_mean_square,
+    shared_features,
+    spread,
+)
 
 # The network changes a step by a factor of at most exp(5), so that no weights make it overflow.
 MAX_LOG_SIZE = 5.0
@@ -44,7 +54,7 @@ class LearnedState(NamedTuple):
       count: Steps taken, int32.
       momenta: Means of the gradients, leaves `[decays, ...]`.
       moments: Means of the squared gradients, leaves `[decays, ...]`.
-      carry: Hidden states of the network at each leaf, `[parameters, units]`; `()` where it has none.
+      carry: Hidden states of the network, `[parameters, units]` over all leaves; `()` where it has none.
     """
 
     count: jax.Array
@@ -134,7 +144,7 @@ def lstm_optimizer(
       >>> step = optimizer.transform(optimizer.as_sgd(optimizer.init(jax.random.key(0)), 0.5))
       >>> params = {"kernel": jnp.ones([2, 2])}
       >>> updates, state = step.update(params, step.init(params), params)
-      >>> round(float(updates["kernel"][0, 0]), 4), state.carry["kernel"][0][0].shape
+      >>> round(float(updates["kernel"][0, 0]), 4), state.carry[0][0].shape
       (-0.5, (4, 3))
 
     Source: Andrychowicz, Denil, Gomez, Hoffman, Pfau, Schaul, Shillingford and de Freitas, 2016, arXiv 1606.04474.
@@ -148,8 +158,8 @@ def _optimizer(who, network_of, hidden, momenta, moments, step_size, horizon, ep
 
     def init(key: Key):
         of_each, of_all = count_features(momenta, moments)
-        features, shared = jnp.zeros([1, of_each]), jnp.zeros([of_all])
-        weights = network.init(key, network.first_carry(1, features.dtype), features, shared)["params"]
+        features, shared = jnp.zeros([1, of_each]), jnp.zeros([1, of_all])
+        weights = network.init(key, network.first_carry(1, features.dtype), features, shared, (1,))["params"]
         path = {
             "gradient": jnp.zeros(()),
             "momenta": jnp.zeros([len(momenta)]),
@@ -160,28 +170,32 @@ def _optimizer(who, network_of, hidden, momenta, moments, step_size, horizon, ep
 
     shapes = jax.tree.map(jnp.shape, jax.eval_shape(init, jax.random.key(0)))
 
-    def of_leaf(theta, count, gradient, param, momentum, moment, carry):
-        after = jnp.asarray(count + 1, momentum.dtype)
-        mean = momentum / _bias(momenta, after, momentum)
-        root = jnp.sqrt(moment / _bias(moments, after, moment) + eps**2) + eps
+    def step_of(theta, gradient, param, momentum, moment, scales, sizes, count, carry):
+        """Step all parameters at once: `[parameters]`, means `[decays, parameters]`, `[leaves]` root mean squares."""
+        mean = momentum / (1 - _column(momenta, momentum) ** count)
+        root = jnp.sqrt(moment / (1 - _column(moments, moment) ** count) + eps**2) + eps
         adam = mean[:, None] / root
-        features, shared = features_of(gradient, param, root, adam, jnp.minimum(after, horizon))
-        carry, outputs = network.apply({"params": theta["network"]}, carry, features, shared)
-        direction, size = outputs.reshape(*gradient.shape, 2)[..., 0], outputs.reshape(*gradient.shape, 2)[..., 1]
+        features = features_of(gradient, param / spread(scales, sizes), root, adam)
+        shared = shared_features(scales, jnp.minimum(count, horizon))
+        carry, outputs = network.apply({"params": theta["network"]}, carry, features, shared, sizes)
         path = theta["path"]
         known = path["gradient"] * gradient + path["parameter"] * param
         known += jnp.tensordot(path["momenta"], momentum, 1, precision="highest")
         known += jnp.tensordot(path["adam"], adam, 2, precision="highest")
-        return -step_size * jnp.exp(MAX_LOG_SIZE * jnp.tanh(size / MAX_LOG_SIZE)) * (known + direction), carry
+        direction, size = outputs[:, 0], MAX_LOG_SIZE * jnp.tanh(outputs[:, 1] / MAX_LOG_SIZE)
+        return -step_size * jnp.exp(size) * (known + direction), carry
 
     def transform(theta):
         _check_theta(who, shapes, theta)
 
         def begin(params):
+            if not jax.tree.leaves(params):
+                raise ValueError(f"{who} was given a tree without parameters; give it at least one array.")
+
             def zeros(decays):
                 return jax.tree.map(lambda leaf: jnp.zeros([len(decays), *jnp.shape(leaf)], _kept(leaf)), params)
 
-            carry = jax.tree.map(lambda leaf: network.first_carry(jnp.size(leaf), _kept(leaf)), params)
+            carry = network.first_carry(sum(jnp.size(leaf) for leaf in jax.tree.leaves(params)), _widest(params))
             return LearnedState(jnp.int32(0), zeros(momenta), zeros(moments), carry)
 
         def update(updates, state: LearnedState, params=None):
@@ -192,15 +206,15 @@ def _optimizer(who, network_of, hidden, momenta, moments, step_size, horizon, ep
             squares = jax.tree.map(lambda leaf: jnp.square(leaf.astype(_kept(leaf))), updates)
             new = _accumulate(momenta, updates, state.momenta), _accumulate(moments, squares, state.moments)
             leaves, treedef = jax.tree.flatten(updates)
-            rest = [treedef.flatten_up_to(tree) for tree in (params, *new, state.carry)]
-            steps, carries = [], []
-            for gradient, param, *of in zip(leaves, *rest, strict=True):
-                wide = _kept(gradient)
-                step, carry = of_leaf(theta, state.count, gradient.astype(wide), param.astype(wide), *of)
-                # Weights in another precision than the parameters must not change what a scan carries.
-                steps.append(step.astype(gradient.dtype))
-                carries.append(jax.tree.map(lambda leaf, wide=wide: leaf.astype(wide), carry))
-            carry = jax.tree.unflatten(treedef, carries)
+            wide, sizes = _widest(updates), tuple(leaf.size for leaf in leaves)
+            flat = [_flat(tree, wide) for tree in (updates, params)] + [_flat(tree, wide, axes=1) for tree in new]
+            scales = jnp.stack([root_mean_square(leaf.astype(wide)) for leaf in jax.tree.leaves(params)])
+            count = (state.count + 1).astype(wide)
+            steps, carry = step_of(theta, *flat, scales, sizes, count, state.carry)
+            parts = jnp.split(steps, np.cumsum(sizes)[:-1])
+            # Weights in another precision than the parameters must not change what a scan carries.
+            steps = [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
+            carry = jax.tree.map(lambda new, old: new.astype(old.dtype), carry, state.carry)
             return jax.tree.unflatten(treedef, steps), LearnedState(state.count + 1, *new, carry)
 
         return optax.GradientTransformation(begin, update)
@@ -225,17 +239,19 @@ def _optimizer(who, network_of, hidden, momenta, moments, step_size, horizon, ep
     return LearnedOptimizer(init, transform, as_sgd, as_adam)
 
 
-def _decays(decays, like):
+def _column(decays, like):
     return jnp.asarray(decays, like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
-def _bias(decays, count, like):
-    return 1 - _decays(decays, like) ** count
+def _flat(tree, dtype, axes: int = 0):
+    """Join leaves `[..., *shape]` along their parameters, `[..., parameters]`."""
+    leaves = jax.tree.leaves(tree)
+    return jnp.concatenate([leaf.reshape(*leaf.shape[:axes], -1).astype(dtype) for leaf in leaves], -1)
 
 
 def _accumulate(decays, values, means):
     def step(value, mean):
-        decay = _decays(decays, mean)
+        decay = _column(decays, mean)
         return (1 - decay) * value.astype(mean.dtype) + decay * mean
 
     return jax.tree.map(step, values, means)
@@ -244,6 +260,10 @@ def _accumulate(decays, values, means):
 def _kept(leaf):
     """Choose the precision of the accumulators: in half of one, a decay of 0.999 would stand still."""
     return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+
+
+def _widest(tree):
+    return jnp.result_type(*(_kept(leaf) for leaf in jax.tree.leaves(tree)))
 
 
 def _place(who, what, decays, wanted):

@@ -22,10 +22,11 @@ class Perceptron(nn.Module):
     hidden: Sequence[int]
 
     @nn.compact
-    def __call__(self, carry, features, shared):
-        """Map the features of a leaf's parameters `[parameters, features]` to `carry, [parameters, 2]`."""
-        # What all parameters share is multiplied once and added to each.
-        hidden = nn.Dense(self.hidden[0])(features) + nn.Dense(self.hidden[0], use_bias=False)(shared)
+    def __call__(self, carry, features, shared, sizes):
+        """Map features `[parameters, features]` and `[leaves, features]` to `carry, [parameters, 2]`."""
+        # What the parameters of a leaf share is multiplied once and added to each.
+        of_leaves = nn.Dense(self.hidden[0], use_bias=False)(shared)
+        hidden = nn.Dense(self.hidden[0])(features) + spread(of_leaves, sizes)
         for width in self.hidden[1:]:
             hidden = nn.Dense(width)(nn.relu(hidden))
         return carry, nn.Dense(2, kernel_init=nn.initializers.zeros, name="output")(nn.relu(hidden))
@@ -46,9 +47,10 @@ class Recurrent(nn.Module):
     hidden: Sequence[int]
 
     @nn.compact
-    def __call__(self, carry, features, shared):
-        """Map the features of a leaf's parameters `[parameters, features]` to `carry, [parameters, 2]`."""
-        output = nn.Dense(self.hidden[0])(features) + nn.Dense(self.hidden[0], use_bias=False)(shared)
+    def __call__(self, carry, features, shared, sizes):
+        """Map features `[parameters, features]` and `[leaves, features]` to `carry, [parameters, 2]`."""
+        of_leaves = nn.Dense(self.hidden[0], use_bias=False)(shared)
+        output = nn.Dense(self.hidden[0])(features) + spread(of_leaves, sizes)
         kept = []
         for width, of_layer in zip(self.hidden, carry, strict=True):
             of_layer, output = nn.OptimizedLSTMCell(width)(of_layer, output)
@@ -65,16 +67,34 @@ def count_features(momenta: Sequence[float], moments: Sequence[float]) -> tuple[
     return 3 + 2 * len(moments) + len(momenta) * len(moments), len(TIMESCALES) + 1
 
 
-def features_of(gradient, param, root, adam, count):
-    """Describe each parameter of a leaf, `[parameters, features]`, and what they share, `[features]`."""
-    # Not as exact as a mean square of zero: a fresh bias has no direction that could be told from rounding.
-    scale = jnp.sqrt(jnp.mean(jnp.square(param)) + 1e-4)
-    columns = [*_log_and_sign(gradient), param / scale]
-    columns += [_log_and_sign(each)[0] for each in root] + [gradient / each for each in root]
-    columns += list(adam.reshape(-1, *gradient.shape))
+def spread(values: jnp.ndarray, sizes: tuple[int, ...]):
+    """Give every parameter the value of its leaf: `[leaves, ...]` to `[parameters, ...]`."""
+    repeated = (jnp.broadcast_to(values[leaf], (size, *values.shape[1:])) for leaf, size in enumerate(sizes))
+    return jnp.concatenate(list(repeated))
+
+
+def root_mean_square(leaf):
+    """Measure the parameters of a leaf; those of a fresh bias count as 0.01, or their ratios would be noise."""
+    return jnp.sqrt(jnp.sum(jnp.square(leaf)) / max(leaf.size, 1) + 1e-4)
+
+
+def features_of(gradient, param, root, adam):
+    """Describe each parameter, `[parameters, features]`.
+
+    Args:
+      gradient: `[parameters]`.
+      param: The parameters over the root mean square of their leaf.
+      root: Roots of the second moments, `[moments, parameters]`.
+      adam: Momenta over them, `[momenta, moments, parameters]`.
+    """
+    columns = [*_log_and_sign(gradient), param, *_log_and_sign(root)[0], *(gradient / root)]
+    return jnp.stack([*columns, *adam.reshape(-1, *gradient.shape)], -1)
+
+
+def shared_features(scales, count):
+    """Describe each leaf, `[leaves, features]`: its root mean square, and the number of steps taken."""
     progress = jnp.tanh(count / jnp.asarray(TIMESCALES, count.dtype) - 1)
-    shared = jnp.concatenate([progress, jnp.log(scale)[None] / LOG_RANGE])
-    return jnp.stack(columns, -1).reshape(-1, len(columns)), shared
+    return jnp.concatenate([jnp.broadcast_to(progress, (*scales.shape, *progress.shape)), jnp.log(scales)[:, None]], 1)
 
 
 def _log_and_sign(values):

@@ -1,0 +1,371 @@
+"""Learned optimisers: what they can be exactly, what they are as transformations, how they are trained."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxmeta import (
+    METAGRADS,
+    Episode,
+    EpisodeSpec,
+    TaskSource,
+    exact,
+    example_batch,
+    fit,
+    init_train_state,
+    inner_loop,
+    make_train_step,
+    mlp,
+    pes,
+    truncated,
+)
+from jaxmeta.metagrad import skip_diverged
+from jaxmeta.tuning import lstm_optimizer, mlp_optimizer, optimizer_learner, varied_mlp
+
+KEY = jax.random.key(0)
+MAKERS = {"mlp": partial(mlp_optimizer, hidden=(4, 3)), "lstm": partial(lstm_optimizer, hidden=(3, 2))}
+# What the weights are set to, and optax's own. The safe root below Adam's is that of inner_adam.
+KNOWN = {
+    "sgd": (lambda o, theta: o.as_sgd(theta, 0.1), optax.sgd(0.1)),
+    "momentum": (lambda o, theta: o.as_sgd(theta, 0.1, momentum=0.9), optax.sgd(0.1, 0.9)),
+    "adam": (lambda o, theta: o.as_adam(theta, 3e-3), optax.adam(3e-3, eps_root=1e-16)),
+    "rmsprop": (lambda o, theta: o.as_adam(theta, 0.01, b1=0.0, b2=0.9), optax.adam(0.01, 0.0, 0.9, eps_root=1e-16)),
+}
+
+
+def params_of(key=KEY):
+    keys = jax.random.split(key, 3)
+    return {"a": jax.random.normal(keys[0], [3, 2]), "b": (jax.random.normal(keys[1], []), [jnp.zeros([2])])}
+
+
+def noisy(theta, key=KEY, size=0.3):
+    """Weights of which nothing is zero, as after training."""
+    leaves, treedef = jax.tree.flatten(theta)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(
+        treedef,
+        [leaf + size * jax.random.normal(k, jnp.shape(leaf), leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)],
+    )
+
+
+def path_of(transformation, gradients, params):
+    """Step along a given sequence of gradients; the parameters after each step."""
+
+    def step(carry, gradient):
+        params, state = carry
+        updates, state = transformation.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), params
+
+    return jax.lax.scan(step, (params, transformation.init(params)), gradients)[1]
+
+
+@pytest.mark.parametrize("known", KNOWN)
+@pytest.mark.parametrize("maker", MAKERS)
+def test_it_can_be_what_is_known(maker, known, x64):
+    optimizer = MAKERS[maker](momenta=(0.0, 0.5, 0.9), moments=(0.9, 0.999))
+    weights, reference = KNOWN[known]
+    # The network in between has weights as after training; only its last layer is silent.
+    theta = weights(optimizer, noisy(optimizer.init(KEY)))
+    params = params_of()
+    gradients = jax.vmap(params_of)(jax.random.split(jax.random.key(1), 300))
+    mine, expected = (path_of(each, gradients, params) for each in (optimizer.transform(theta), reference))
+    for leaf, other in zip(jax.tree.leaves(mine), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-11, atol=1e-13)
+
+
+def test_adam_in_an_inner_loop_is_that_of_optax():
+    def objective(phi, theta, state, data, key):
+        return jnp.mean((data @ phi["w"] + phi["b"] - jnp.sin(data).sum(1)) ** 2), ()
+
+    optimizer = mlp_optimizer(hidden=(4,))
+    phi, data = {"w": jnp.ones([3]), "b": jnp.zeros([])}, jax.random.normal(KEY, [20, 3])
+    theta = optimizer.as_adam(optimizer.init(KEY), 0.01)
+    mine = inner_loop(objective, optimizer.transform, 200)(phi, theta, (), data, KEY).phi
+    expected = inner_loop(objective, optax.adam(0.01), 200)(phi, (), (), data, KEY).phi
+    for name in phi:
+        np.testing.assert_allclose(mine[name], expected[name], rtol=2e-4)
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_it_is_a_transformation_like_others(maker):
+    optimizer = MAKERS[maker]()
+    transformation = optax.chain(optax.clip(0.5), optimizer.transform(noisy(optimizer.init(KEY))), optax.scale(2.0))
+    many = jax.vmap(params_of)(jax.random.split(jax.random.key(2), 3))
+
+    def two_steps(params):
+        state = transformation.init(params)
+        _, state = transformation.update(params, state, params)
+        return transformation.update(jax.tree.map(jnp.cos, params), state, params)
+
+    mapped, _ = jax.jit(jax.vmap(two_steps))(many)
+    for number in range(2):
+        alone, state = two_steps(jax.tree.map(lambda leaf, n=number: leaf[n], many))
+        jax.tree.map(lambda a, b, n=number: np.testing.assert_allclose(a[n], b, rtol=2e-5, atol=1e-7), mapped, alone)
+    assert int(state[1].count) == 2
+    assert jax.tree.structure(mapped) == jax.tree.structure(many)
+
+
+def test_the_precision_of_the_parameters_stays():
+    optimizer = MAKERS["lstm"]()
+    params = {"half": jnp.ones([2], jnp.bfloat16), "single": jnp.ones([3])}
+    transformation = optimizer.transform(noisy(optimizer.init(KEY)))
+    updates, state = jax.jit(transformation.update)(params, transformation.init(params), params)
+    assert updates["half"].dtype == jnp.bfloat16 and updates["single"].dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.moments)} == {jnp.dtype("float32")}
+
+
+def test_every_parameter_is_stepped_by_the_same_rule():
+    """A permutation of the parameters of a leaf permutes their steps."""
+    optimizer = MAKERS["mlp"]()
+    transformation = optimizer.transform(noisy(optimizer.init(KEY)))
+    params, gradients = jax.random.normal(KEY, [2, 6])
+    order = jnp.array([3, 1, 5, 0, 2, 4])
+    update = jax.jit(transformation.update)
+    updates, _ = update(gradients, transformation.init(params), params)
+    permuted, _ = update(gradients[order], transformation.init(params), params[order])
+    np.testing.assert_allclose(permuted, updates[order], rtol=1e-5)
+    assert len(np.unique(np.asarray(updates))) == 6
+
+
+def quartic(phi, theta, state, data, key):
+    del theta, state, key
+    return jnp.sum((phi["w"] - data) ** 2 * (1 + 0.1 * phi["w"] ** 2)) + jnp.sum(jnp.sin(phi["b"])), ()
+
+
+@pytest.mark.parametrize(("maker", "strategy"), [("mlp", "unrolled"), ("mlp", "mixed_mode"), ("lstm", "remat_group")])
+def test_second_order_gradients_through_it(maker, strategy, x64):
+    """With respect to the weights and the start, against central differences."""
+    optimizer = MAKERS[maker](step_size=0.02)
+    solve = inner_loop(quartic, optimizer.transform, 2, METAGRADS[strategy]())
+    theta = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), noisy(optimizer.init(KEY)))
+    start = {"w": jnp.array([0.3, -1.0]), "b": jnp.array([0.2])}
+
+    @jax.jit
+    def after(both):
+        phi = solve(both[1], both[0], (), jnp.array([2.0, 1.0]), KEY).phi
+        return jnp.sum(phi["w"] ** 3) + jnp.sum(phi["b"])
+
+    grads = jax.jit(jax.grad(after))((theta, start))
+    for seed in range(3):
+        direction = noisy(jax.tree.map(jnp.zeros_like, (theta, start)), jax.random.key(seed), 1.0)
+
+        def along(step, direction=direction):
+            return after(jax.tree.map(lambda leaf, way: leaf + step * way, (theta, start), direction))
+
+        expected = (along(1e-6) - along(-1e-6)) / 2e-6
+        np.testing.assert_allclose(optax.tree.vdot(grads, direction), expected, rtol=1e-5)
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(grads[0]["network"]["output"]))
+
+
+def test_a_gradient_of_zero_has_a_finite_meta_gradient():
+    """A dead unit: its gradient is 0 in every step, where logarithms and roots have no derivative."""
+    optimizer = MAKERS["mlp"]()
+
+    def objective(phi, theta, state, data, key):
+        return jnp.sum(phi * jnp.array([1.0, 0.0])), ()
+
+    solve = inner_loop(objective, optimizer.transform, 3)
+    theta = noisy(optimizer.init(KEY))
+    gradient = jax.jit(jax.grad(lambda theta, phi: solve(phi, theta, (), (), KEY).phi.sum(), argnums=(0, 1)))
+    grads = gradient(theta, jnp.zeros(2))
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+# Training. Two classes of points, divided by a line that is another in every task.
+
+
+def sample_lines(key, pool, spec, num_tasks, *, first_task=0):
+    del pool, first_task
+    number = spec.ways * (spec.shots + spec.queries)
+
+    def of_task(key):
+        key_points, key_line = jax.random.split(key)
+        points = jax.random.normal(key_points, [number, 2])
+        batch = example_batch(points, (points @ jax.random.normal(key_line, [2]) > 0).astype(jnp.int32))
+        cut = spec.ways * spec.shots
+        return Episode(*(jax.tree.map(lambda leaf, s=part: leaf[s], batch) for part in (slice(cut), slice(cut, None))))
+
+    return jax.vmap(of_task)(jax.random.split(key, num_tasks))
+
+
+SOURCE = TaskSource(sample_lines, (), EpisodeSpec(2, 8, 4))
+TASKS = sample_lines(jax.random.key(5), (), SOURCE.spec, 8)
+TASK = jax.tree.map(lambda leaf: leaf[0], TASKS)
+SMALL = mlp(2, hidden=(4,))
+OPTIMIZER = mlp_optimizer(hidden=(4,), step_size=0.01)
+
+
+GROUPS = METAGRADS["remat_group"]()
+
+
+def begin(key):
+    """SGD at a rate that is far too small."""
+    return OPTIMIZER.as_sgd(OPTIMIZER.init(key), 0.01)
+
+
+def lines_learner(**options):
+    # Groups of steps compile to the smallest program.
+    options = {"init": begin, "num_steps": 3, "num_unrolls": 3, "batch_size": 8, "metagrad": GROUPS} | options
+    return optimizer_learner(SMALL, OPTIMIZER.transform, **options)
+
+
+def mean_loss(theta, **options):
+    learner = lines_learner(**options)
+    keys = jax.random.split(KEY, 8)
+    return jax.jit(jax.vmap(lambda task, key: learner.loss(theta, (), task, key, 0)[0]))(TASKS, keys).mean()
+
+
+def meta_train(learner, estimator, seed=0, steps=30):
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.05))
+    key = jax.random.key(seed)
+    train_state = init_train_state(key, learner, optimizer, SOURCE, num_tasks=4, estimator=estimator)
+    train_step = make_train_step(learner, optimizer, estimator=estimator)
+    return fit(train_step, train_state, SOURCE, key, num_tasks=4, num_steps=steps).meta_params
+
+
+WAYS = {
+    "full unrolls": (lines_learner, exact()),
+    "truncated": (partial(lines_learner, truncate=True), skip_diverged(exact(), max_norm=1.0)),
+    "the last steps": (partial(lines_learner, num_steps=9, num_unrolls=1, metagrad=truncated(3)), exact()),
+    "pes": (lines_learner, pes(std=0.05, num_pairs=4, num_unrolls=3)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_training_lowers_the_meta_loss(way):
+    make, estimator = WAYS[way]
+    theta = meta_train(make(), estimator)
+    assert mean_loss(theta) < 0.8 * mean_loss(begin(KEY))
+
+
+def test_training_is_the_same_for_the_same_seed():
+    first, again, other = (meta_train(lines_learner(), exact(), seed, steps=3) for seed in (1, 1, 2))
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), first, again)))
+    assert not all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), first, other)))
+
+
+def test_unrolls_go_on_where_the_one_before_stopped():
+    learner = lines_learner(batch_size=None, judged_on="validation")
+    theta = noisy(begin(KEY))
+
+    @jax.jit
+    def both(theta):
+        _, (inner, _, _) = learner.unroll(theta, (), None, TASK, KEY, 0)
+        after_two = learner.unroll(theta, (), inner, TASK, jax.random.key(9), 0)
+        return after_two, learner.adapt(theta, (), TASK.support, KEY, num_steps=6)
+
+    (value, (inner, adapted, (_, metrics))), expected = both(theta)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), adapted.params, expected.params)
+    outputs = learner.predict(expected, TASK.query, KEY)
+    losses = optax.softmax_cross_entropy_with_integer_labels(outputs, TASK.query.targets)
+    np.testing.assert_allclose(value, losses.mean(), rtol=1e-5)
+    assert int(inner.loop.steps) == 6 and float(metrics["validation_loss"]) == float(value)
+
+
+def test_truncation_is_the_sum_of_what_each_unroll_sees():
+    learner = lines_learner(batch_size=None, num_unrolls=2, truncate=True)
+    theta = noisy(begin(KEY))
+
+    # The start is drawn from the first half of a key, by `loss` as by `unroll`.
+    def of_unroll(theta, inner):
+        return learner.unroll(theta, (), inner, TASK, KEY, 0)[:2]
+
+    @jax.jit
+    def each(theta):
+        (first, (inner, _, _)), grads = jax.value_and_grad(of_unroll, has_aux=True)(theta, None)
+        (second, _), more = jax.value_and_grad(of_unroll, has_aux=True)(theta, inner)
+        return first, second, grads, more
+
+    first, second, grads, more = each(theta)
+    whole = jax.jit(jax.value_and_grad(lambda theta: learner.loss(theta, (), TASK, KEY, 0), has_aux=True))
+    (value, _), total = whole(theta)
+    np.testing.assert_allclose(value, (first + second) / 2, rtol=1e-6)
+    jax.tree.map(lambda a, b, c: np.testing.assert_allclose(a, (b + c) / 2, rtol=1e-4, atol=1e-7), total, grads, more)
+
+
+def gradient_by(estimator, learner, theta, tasks=TASKS):
+    """The mean loss, its metrics and its gradient; after as many steps as a task has unrolls."""
+    number = tasks.support.weights.shape[0]
+    # The keys of the last tasks, so that a task has its own also when those before it are left out.
+    keys = jax.random.split(KEY, 8)[-number:]
+
+    @jax.jit
+    def run(theta, tasks):
+        state = estimator.init(KEY, learner, theta, (), tasks)
+        (loss, (_, metrics)), grads, state = estimator.value_and_grad(learner, theta, (), state, tasks, keys, 0)
+        return loss, metrics, grads
+
+    return run(theta, tasks)
+
+
+def test_a_training_that_diverges_is_counted_and_spoils_nothing():
+    theta = OPTIMIZER.as_sgd(OPTIMIZER.init(KEY), 1e30)
+    # Particles that diverge have the loss of the ceiling on both sides, and say nothing.
+    for judged_on, estimator in (("training", skip_diverged(exact())), ("validation", pes(num_pairs=1, num_unrolls=1))):
+        learner = lines_learner(ceiling=5.0, judged_on=judged_on)
+        loss, metrics, grads = gradient_by(estimator, learner, theta)
+        assert 0 < float(loss) <= 5.0 and float(metrics["diverged"]) == 1.0
+        assert all(jnp.isfinite(leaf).all() for leaf in (*metrics.values(), *jax.tree.leaves(grads)))
+        assert metrics.get("skipped", 1.0) > 0
+
+
+def test_skipping_leaves_the_other_tasks_as_they_were():
+    learner, theta = lines_learner(num_unrolls=1), noisy(begin(KEY))
+    spoilt = TASKS._replace(support=TASKS.support._replace(inputs=TASKS.support.inputs.at[0].set(jnp.nan)))
+    _, metrics, left = gradient_by(skip_diverged(exact()), learner, theta, spoilt)
+    _, _, others = gradient_by(exact(), learner, theta, jax.tree.map(lambda leaf: leaf[1:], TASKS))
+    assert float(metrics["skipped"]) == 1 / 8 and float(metrics["diverged"]) == 1 / 8
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 7 / 8 * b, rtol=1e-4, atol=1e-7), left, others)
+    _, _, short = gradient_by(skip_diverged(exact(), max_norm=1e-3), learner, theta)
+    assert 0 < float(optax.tree.norm(short)) <= 1.001e-3
+
+
+def test_tasks_differ_in_width_start_and_view():
+    model = varied_mlp(3, width=8, least_width=3, features=4)
+    inputs = jax.random.normal(KEY, [5, 6])
+    params, state = jax.vmap(lambda key: model.init(key, inputs))(jax.random.split(KEY, 64))
+    units = np.asarray(state["body"]["task"]["units"]).sum(1)
+    assert set(units) == set(range(3, 9))
+    sizes = np.asarray(params["body"]["hidden"]["kernel"]).std((1, 2))
+    assert sizes.max() > 2 * sizes.min()
+    one = jax.tree.map(lambda leaf: leaf[int(units.argmin())], (params, state))
+
+    def loss(params):
+        return jnp.sum(model.apply(params, one[1], inputs, key=None, train=True, weights=None)[0] ** 2)
+
+    grads = jax.grad(loss)(one[0])
+    assert not grads["body"]["hidden"]["kernel"][:, 3:].any() and not grads["head"]["kernel"][3:].any()
+    assert grads["body"]["hidden"]["kernel"][:, :3].any()
+
+
+def test_bad_input():
+    theta = OPTIMIZER.init(KEY)
+    transformation = OPTIMIZER.transform(theta)
+    params = {"w": jnp.ones([2, 3])}
+    state = transformation.init(params)
+    with pytest.raises(ValueError, match=r"not of these parameters.*\['w'\].*\[3, 2, 3\]"):
+        transformation.update({"w": jnp.ones([4])}, state, {"w": jnp.ones([4])})
+    with pytest.raises(ValueError, match="not of these gradients"):
+        transformation.update({"v": jnp.ones([2, 3])}, state, params)
+    with pytest.raises(ValueError, match="update\\(updates, state, params\\)"):
+        transformation.update(params, state)
+    with pytest.raises(ValueError, match="theta is not of this mlp_optimizer"):
+        mlp_optimizer(hidden=(5,)).transform(theta)
+    with pytest.raises(ValueError, match="momenta of decays .*given 0.8.*momenta="):
+        OPTIMIZER.as_sgd(theta, 0.1, momentum=0.8)
+    for options in ({"hidden": ()}, {"hidden": (0,)}, {"momenta": (1.0,)}, {"moments": ()}, {"eps": 0.0}):
+        with pytest.raises(ValueError, match="lstm_optimizer needs"):
+            lstm_optimizer(**options)
+    for options in ({"num_steps": 0}, {"num_unrolls": 0}, {"judged_on": "test"}, {"ceiling": float("inf")}):
+        with pytest.raises(ValueError, match="optimizer_learner needs"):
+            lines_learner(**options)
+    for options in ({"width": 4}, {"gains": (2.0, 1.0)}, {"features": 0}):
+        with pytest.raises(ValueError, match="varied_mlp needs"):
+            varied_mlp(2, **options)
+    with pytest.raises(ValueError, match="max_norm"):
+        skip_diverged(exact(), max_norm=0.0)
