@@ -44,6 +44,7 @@ def optimizer_learner(
     metagrad: MetaGrad | None = None,
     judged_on: str = "training",
     ceiling: float = 10.0,
+    log_above: float | None = None,
     criterion: Criterion = CRITERIA["classification"],
 ) -> MetaLearner:
     """Make the learner whose meta-parameters are an optimiser, and whose tasks are trainings.
@@ -71,6 +72,8 @@ def optimizer_learner(
       judged_on: "training": the mean loss of the mini-batches before each step; "validation": the loss of the query set
         at the end of an unroll.
       ceiling: The greatest loss that counts.
+      log_above: None for the losses themselves, of which those of the first steps are most of the mean. A number c for
+        `log(L + c)`: halving a loss counts alike, early and late, down to losses of about c.
       criterion: What a training minimises.
 
     Returns:
@@ -112,12 +115,17 @@ def optimizer_learner(
         batch = support if batch_size is None else mini_batch(key_batch, support, batch_size)
         return loss_of(phi, fixed, batch, key_noise), ()
 
+    if log_above is not None and not 0 < log_above < float("inf"):
+        raise ValueError(f"optimizer_learner needs log_above > 0, or None; given {log_above}.")
     num_steps_in_all = num_steps * num_unrolls
     solve = inner_loop(objective, transform, num_steps, metagrad, record=("loss",))
 
     def bounded(loss):
         # Chosen, not the minimum: a NaN is not below anything.
         return jnp.where(loss < ceiling, loss, ceiling)
+
+    def counted(losses):
+        return losses.mean() if log_above is None else jnp.log(losses + log_above).mean()
 
     def begin(theta, support: Batch, key):
         phi, fixed = model.init(key, support.inputs)
@@ -136,13 +144,12 @@ def optimizer_learner(
         inner = begin(theta, support, key_begin) if inner is None else inner
         inner, losses = go_on(theta, inner, support, key_loop, num_steps)
         phi, fixed = inner.loop.phi, inner.fixed
-        validation = bounded(loss_of(phi, fixed, query, None))
+        validation = bounded(loss_of(phi, fixed, query, None))[None]
         # Without a step there is no training loss to speak of.
-        training = bounded(losses).mean() if losses.size else validation
-        last = bounded(losses[-1]) if losses.size else validation
-        diverged = jnp.asarray(jnp.maximum(last, validation) >= ceiling, training.dtype)
-        value = training if judged_on == "training" else validation
-        metrics = {"training_loss": training, "validation_loss": validation, "diverged": diverged}
+        training = bounded(losses) if losses.size else validation
+        value = counted(training if judged_on == "training" else validation)
+        diverged = jnp.asarray(jnp.maximum(training[-1], validation[0]) >= ceiling, value.dtype)
+        metrics = {"training_loss": training.mean(), "validation_loss": validation[0], "diverged": diverged}
         return value, (inner, Adapted(phi, fixed), (state, metrics))
 
     def loss(theta, state, episode: Episode, key, step):
