@@ -53,16 +53,13 @@ class Setting:
     tasks: int = 8
     pairs: int = 4
     rate: float = 3e-3
-    tuning_tasks: int = 16
-    judged_tasks: int = 32
+    judged_tasks: int = 32  # And as many of training to tune the rates of the rivals on.
     hidden: tuple[int, ...] = (16, 16)
     units: tuple[int, ...] = (8,)
     batch_size: int = 32
 
 
-FULL = Setting(
-    steps=5000, tasks=32, pairs=8, rate=1e-3, tuning_tasks=64, judged_tasks=256, hidden=(32, 32), units=(20,)
-)
+FULL = Setting(steps=5000, tasks=32, pairs=8, rate=1e-3, judged_tasks=256, hidden=(32, 32), units=(20,))
 
 
 def make_sources(data_dir: Path | None) -> tuple[TaskSource, TaskSource]:
@@ -94,7 +91,7 @@ def learner_of(transform, init, setting: Setting, **options) -> MetaLearner:
 
 @functools.cache
 def curves_of(transform, setting: Setting) -> Callable:
-    """Make `(thetas, episodes, keys) -> losses after each unroll, [thetas, tasks, points]`: one program for all."""
+    """Make `(theta, episodes, keys) -> losses after each unroll, [tasks, points]`: one program for all."""
     learner = learner_of(transform, None, setting)
 
     def of_task(theta, episode, key):
@@ -112,16 +109,14 @@ def curves_of(transform, setting: Setting) -> Callable:
 
         return jax.lax.scan(body, inner, length=5 * setting.horizon // setting.unroll)[1]
 
-    def of_theta(theta, episodes, keys):
-        return jax.vmap(of_task, in_axes=(None, 0, 0))(theta, episodes, keys)
-
-    return jax.jit(lambda thetas, *tasks: jax.lax.map(lambda theta: of_theta(theta, *tasks), thetas))
+    return jax.jit(jax.vmap(of_task, in_axes=(None, 0, 0)))
 
 
-def loss_curves(transform, thetas, episodes, key, setting: Setting) -> dict[str, np.ndarray]:
-    """Train on every task with each of the thetas."""
+def loss_curves(transform, thetas: list, episodes, key, setting: Setting) -> dict[str, np.ndarray]:
+    """Train on every task with each of the thetas; losses `[thetas, tasks, points]`."""
     keys = jax.random.split(key, episodes.support.weights.shape[0])
-    return jax.device_get(curves_of(transform, setting)(thetas, episodes, keys))
+    curves = [jax.device_get(curves_of(transform, setting)(theta, episodes, keys)) for theta in thetas]
+    return jax.tree.map(lambda *each: np.stack(each), *curves)
 
 
 def columns(setting: Setting) -> dict[int, int]:
@@ -188,7 +183,7 @@ def run_seed(seed: int, sources, trained: dict[str, tuple[LearnedOptimizer, Call
     """Tune the rivals, train the contenders, judge all on the held-out tasks."""
     training, held_out = sources
     key_tuning, key_judged, key_curves, key_train = jax.random.split(jax.random.key(seed), 4)
-    tuning = training.sample(key_tuning, training.pool, training.spec, setting.tuning_tasks)
+    tuning = training.sample(key_tuning, training.pool, training.spec, setting.judged_tasks)
     judged = held_out.sample(key_judged, held_out.pool, held_out.spec, setting.judged_tasks)
     result = {"seed": seed, "rates": {}, "curves": {}, "loss": {}, "meta_training": {}, "seconds": {}}
 
@@ -199,10 +194,10 @@ def run_seed(seed: int, sources, trained: dict[str, tuple[LearnedOptimizer, Call
 
     for name, (make, rates) in RIVALS.items():
         began = time.time()
-        rates = jnp.asarray(rates, jnp.float32)
+        rates = list(rates.astype(np.float32))
         tuned = loss_curves(make, rates, tuning, key_curves, setting)["loss"].mean(1)
         best = {steps: float(rates[tuned[:, point].argmin()]) for steps, point in columns(setting).items()}
-        curves = loss_curves(make, jnp.asarray(list(best.values())), judged, key_curves, setting)
+        curves = loss_curves(make, [np.float32(rate) for rate in best.values()], judged, key_curves, setting)
         result["rates"][name] = best
         result["loss"][name] = {
             steps: float(curves["loss"][place, :, point].mean())
@@ -211,14 +206,14 @@ def run_seed(seed: int, sources, trained: dict[str, tuple[LearnedOptimizer, Call
         for place, steps in enumerate(best):
             keep(f"{name} tuned for {steps}", curves, place)
         result["seconds"][name] = round(time.time() - began, 1)
+        print(f"seed {seed}: {name} {result['loss'][name]} at rates {best}", flush=True)
     for number, (name, (optimizer, train)) in enumerate(trained.items()):
         began = time.time()
         key_init, key_fit = jax.random.split(jax.random.fold_in(key_train, number))
         # Adam at its tuned rate is where the training of the optimiser begins.
         begin = optimizer.as_adam(optimizer.init(key_init), result["rates"]["Adam"][setting.horizon])
         theta, rows = train(begin, key_fit)
-        thetas = jax.tree.map(lambda leaf: leaf[None], theta)
-        curves = loss_curves(optimizer.transform, thetas, judged, key_curves, setting)
+        curves = loss_curves(optimizer.transform, [theta], judged, key_curves, setting)
         keep(name, curves)
         result["loss"][name] = {
             steps: float(curves["loss"][0, :, point].mean()) for steps, point in columns(setting).items()

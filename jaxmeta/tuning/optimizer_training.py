@@ -160,8 +160,12 @@ def optimizer_learner(
             value, (inner, _, (_, metrics)) = unroll(theta, state, inner, episode, key, step)
             return inner, (value, metrics)
 
-        inner = begin(theta, episode.support, key_begin)
-        _, (values, metrics) = jax.lax.scan(body, inner, jax.random.split(key_unrolls, num_unrolls))
+        inner, keys = begin(theta, episode.support, key_begin), jax.random.split(key_unrolls, num_unrolls)
+        if num_unrolls == 1:
+            # In a scan the start would look as if it depended on theta, which `truncated` refuses.
+            value, metrics = body(inner, keys[0])[1]
+            return value, (state, metrics)
+        _, (values, metrics) = jax.lax.scan(body, inner, keys)
         metrics = {name: leaf.mean() if name == "training_loss" else leaf[-1] for name, leaf in metrics.items()}
         return values.mean(), (state, metrics)
 
