@@ -3,15 +3,15 @@
 Paper     Metz, Maheswaranathan, Freeman, Poole and Sohl-Dickstein, 2020, arXiv 2009.11243; Andrychowicz et al., 2016,
           arXiv 1606.04474; Vicol, Metz and Sohl-Dickstein, 2021, arXiv 2112.13835 (PES). None has these tasks.
 Command   python experiments/learned_optimizer.py --data-dir DIR [--seeds 3] [--full] [--out FOLDER]
-Expected  a lower training loss than tuned Adam, momentum and SGD after 100 and 500 steps, on tasks of other digits; at
-          2500 steps, five times the longest training in training, the table says what is left of it.
+Expected  the aim, no figure of a paper: a lower training loss than tuned Adam, momentum and SGD after 100 and 500 steps,
+          on tasks of other digits; the last column, five times the longest training in training, is there to see.
 Setting   a task: five digits of MNIST (0 to 4 in training, 5 to 9 held out; without MNIST the letters of glyphs), 60
           images of 7x7 of each, a random projection of them, a perceptron of 8 to 32 units begun at a random scale;
           mini-batches of 32. Weights begin as Adam at its tuned rate. By PES in unrolls of 20 of 500 steps, or by
           back-propagation, full or truncated, through 100 steps. Each rival takes the same number of steps on the same
           held-out tasks from the same starts; the rates of Adam and SGD are tuned on training tasks for each column
           anew, the last too, which favours them there. The loss is that of all 300 training images.
-Hardware  small: about 15 minutes on two CPU cores for three seeds; full: one GPU.
+Hardware  small: made for 20 minutes on two CPU cores, three seeds together; full: one GPU.
 """
 
 import argparse
