@@ -4,7 +4,7 @@ Paper     Metz, Maheswaranathan, Freeman, Poole and Sohl-Dickstein, 2020, arXiv 
           arXiv 1606.04474; Vicol, Metz and Sohl-Dickstein, 2021, arXiv 2112.13835 (PES). None has these tasks.
 Command   python experiments/learned_optimizer.py --data-dir DIR [--seeds 3] [--full] [--out FOLDER]
 Expected  the aim, no figure of a paper: a lower training loss than tuned Adam, momentum and SGD after 100 and 500
-          steps, on tasks of other digits; the last column, five times the longest training in training, is there to see.
+          steps, on tasks of other digits; the last column, five times the longest training in training, is to be seen.
 Setting   a task: five digits of MNIST (0 to 4 in training, 5 to 9 held out; without MNIST the letters of glyphs), 60
           images of 7x7 of each, a random projection of them, a perceptron of 8 to 32 units begun at a random scale;
           mini-batches of 32. Weights begin as Adam at its tuned rate. By PES in unrolls of 20 of 500 steps, or by
