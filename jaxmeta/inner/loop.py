@@ -87,8 +87,8 @@ def inner_loop(
         grads, value = gradient(*inputs._replace(phi=phi, key=key, data=data))
         updates, new_opt_state = transformation(inputs).update(grads, opt_state, phi)
         new_phi = optax.apply_updates(phi, updates)
-        _check_same("The inner optimiser changes the shape of its state", opt_state, new_opt_state)
-        _check_same("The inner optimiser changes the shape of phi", phi, new_phi)
+        check_same("The inner optimiser changes the shape of its state", opt_state, new_opt_state)
+        check_same("The inner optimiser changes the shape of phi", phi, new_phi)
         kept = {"phi": new_phi, "loss": value}
         if "grad_norm" in record:
             kept["grad_norm"] = optax.tree.norm(grads)
@@ -110,13 +110,13 @@ def inner_loop(
         elif anchor is None:
             anchor = phi
         else:
-            _check_same("The anchor is not like phi", phi, anchor)
+            check_same("The anchor is not like phi", phi, anchor)
 
         def init(inputs: LoopInputs):
             fresh = transformation(inputs).init(inputs.phi)
             if opt_state is None:
                 return inputs.phi, fresh
-            _check_same("opt_state does not belong to this optimiser and phi", fresh, opt_state)
+            check_same("opt_state does not belong to this optimiser and phi", fresh, opt_state)
             return inputs.phi, opt_state
 
         inputs = LoopInputs(phi, theta, state, data, key, anchor)
@@ -188,7 +188,7 @@ def _check_num_steps(num_steps, proximal, metagrad: MetaGrad):
     metagrad.check(num_steps, proximal)
 
 
-def _check_same(problem: str, expected, given):
+def check_same(problem: str, expected, given):
     """Refuse a tree of other structure, shapes or dtypes, naming the first leaf; a scan would say it at length."""
     kinds = [
         {jax.tree_util.keystr(path): _kind(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -3,7 +3,7 @@
 from functools import partial
 
 from jaxmeta.metagrad.bootstrapped import bootstrapped
-from jaxmeta.metagrad.estimators import exact, mean_over_tasks
+from jaxmeta.metagrad.estimators import exact, mean_over_tasks, skip_diverged
 from jaxmeta.metagrad.evolution import evolution, pes
 from jaxmeta.metagrad.forward import forward
 from jaxmeta.metagrad.implicit import conjugate_gradient, implicit, neumann
@@ -46,6 +46,7 @@ __all__ = [
     "mixed_mode",
     "neumann",
     "pes",
+    "skip_diverged",
     "truncated",
     "unrolled",
 ]

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxmeta.base import Estimator, PyTree
 from jaxmeta.metagrad.leaves import check_floats, is_float
@@ -55,3 +56,57 @@ def exact() -> Estimator:
         return value, grads, estimator_state
 
     return Estimator(init, value_and_grad)
+
+
+def skip_diverged(estimator: Estimator, *, max_norm: float = float("inf")) -> Estimator:
+    """Keep a task whose gradient is not finite, or too long, from spoiling the step of all others.
+
+    `grads = mean over tasks of g_i min(1, max_norm / |g_i|)`, and 0 for a `g_i` that is not finite
+
+    Only the gradient is mended. A loss that is not finite stays so, and `fit` refuses it: bound it in the learner.
+
+    Args:
+      estimator: What estimates the gradient of each task.
+      max_norm: The longest gradient of a single task.
+
+    Returns:
+      An `Estimator` with the same state. Its metrics have `skipped` as well, the share of tasks without a finite
+      gradient.
+
+    Raises:
+      ValueError: for a max_norm that is not positive.
+
+    Example:
+      >>> from jaxmeta import Episode, bilevel, inner_loop, inner_sgd
+      >>> def objective(phi, theta, state, data, key):
+      ...     return jnp.sqrt(theta * data) * phi, ()
+      >>> solve = inner_loop(objective, inner_sgd(1.0), 1)
+      >>> learner = bilevel(objective, solve, init=lambda key: (jnp.ones(()), ()), start=jnp.zeros_like)
+      >>> data = jnp.array([1.0, 0.0])  # the root has no derivative at 0
+      >>> keys = jax.random.split(jax.random.key(0), 2)
+      >>> estimator = skip_diverged(exact())
+      >>> (_, (_, metrics)), grads, _ = estimator.value_and_grad(learner, 1.0, (), (), Episode(data, data), keys, 0)
+      >>> float(grads), float(metrics["skipped"])
+      (-0.5, 0.5)
+    """
+    if not max_norm > 0:
+        raise ValueError(f"skip_diverged needs max_norm > 0; given {max_norm}.")
+
+    def value_and_grad(learner, meta_params, state, estimator_state, episodes, keys, step):
+        def of_task(estimator_state, episode, key):
+            alone = jax.tree.map(lambda leaf: leaf[None], (estimator_state, episode, key))
+            kept, *data = alone
+            value, grads, kept = estimator.value_and_grad(learner, meta_params, state, kept, *data, step)
+            loss, (state_of_task, metrics) = value
+            norm = optax.tree.norm(grads)
+            finite = jnp.isfinite(norm)
+            scale = jnp.where(norm > max_norm, max_norm / norm, 1.0)
+            grads = jax.tree.map(lambda leaf: jnp.where(finite, scale * leaf, 0).astype(leaf.dtype), grads)
+            metrics = {**metrics, "skipped": 1.0 - finite}
+            return ((loss, (state_of_task, metrics)), grads), jax.tree.map(lambda leaf: leaf[0], kept)
+
+        per_task, estimator_state = jax.vmap(of_task)(estimator_state, episodes, keys)
+        value, grads = mean_over_tasks(per_task)
+        return value, grads, estimator_state
+
+    return Estimator(estimator.init, value_and_grad)

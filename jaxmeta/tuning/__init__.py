@@ -14,6 +14,7 @@ from jaxmeta.tuning.dqn import QLearner, QState, Transition, dqn, q_target, soft
 from jaxmeta.tuning.environment import Environment, Outcome, Policy, Trace, bandit, chain, rollout
 from jaxmeta.tuning.extractors import pca_extractor, random_extractor
 from jaxmeta.tuning.hypergradient import Tuner, TuneRound, TuneState, average_of_rounds, hypergradient, tune
+from jaxmeta.tuning.learned_optimizer import LearnedOptimizer, lstm_optimizer, mlp_optimizer
 from jaxmeta.tuning.meta_network import (
     HyperController,
     TrainingFeatures,
@@ -31,6 +32,8 @@ from jaxmeta.tuning.metafeatures import (
     task_features,
 )
 from jaxmeta.tuning.networks import Network, conv_net
+from jaxmeta.tuning.optimizer_tasks import varied_mlp
+from jaxmeta.tuning.optimizer_training import optimizer_learner
 from jaxmeta.tuning.ranges import Range, check_range, raw_of, raws_of, value_of, values_of
 from jaxmeta.tuning.replay import Replay, add_to_replay, empty_replay, sample_replay
 from jaxmeta.tuning.reweighting import Weighting, flip_labels, reweighting, weight_network
@@ -48,6 +51,7 @@ __all__ = [
     "Experience",
     "HyperController",
     "Hypers",
+    "LearnedOptimizer",
     "Network",
     "Outcome",
     "Pca",
@@ -90,10 +94,13 @@ __all__ = [
     "keep_action",
     "landmark_features",
     "learned_values",
+    "lstm_optimizer",
     "meta_network",
     "mixture_of",
+    "mlp_optimizer",
     "network_of",
     "number_of_architectures",
+    "optimizer_learner",
     "pca_extractor",
     "pca_features",
     "possible_skips",
@@ -120,6 +127,7 @@ __all__ = [
     "value_of",
     "values_at",
     "values_of",
+    "varied_mlp",
     "warm_start",
     "weight_network",
 ]
