@@ -189,12 +189,11 @@ def hypergradient(
             hypers = controller.hypers(theta, features)
             first = state.round * num_steps
             result = solve(start, hypers, empty, data, key, opt_state=state.opt_state, first_step=first)
-            average = result.phi
+            average, recorded = result.phi, result.per_step or {}
             if averaged_rounds:
                 counted = state.round - state.diverged
-                average = average_of_rounds(state.average, result.per_step["phi"], counted, averaged_rounds)
-            losses = result.per_step["loss"]
-            return result._replace(phi=TrainedRound(result.phi, average, result.opt_state, hypers, losses))
+                average = average_of_rounds(state.average, recorded["phi"], counted, averaged_rounds)
+            return result._replace(phi=TrainedRound(result.phi, average, result.opt_state, hypers, recorded["loss"]))
 
         def outer(trained: TrainedRound, theta, empty, data, key):
             return validation_loss(trained.average, data, key), trained
@@ -211,14 +210,11 @@ def hypergradient(
         updates, meta_opt_state = meta_optimizer.update(grads, state.meta_opt_state, state.theta)
         theta = _choose(healthy, state.theta, controller.retreat(state.theta))
         theta = _choose(usable, optax.apply_updates(state.theta, updates), theta)
-        new_state = TuneState(
-            state.round + 1,
-            *_choose(healthy, (*trained[:3], loss.astype(state.loss.dtype)), state[1:5]),
-            theta,
-            _choose(usable, meta_opt_state, state.meta_opt_state),
-            state.diverged + ~healthy,
-            state.skipped + ~usable,
-        )
+        reached = (*trained[:3], loss.astype(state.loss.dtype))
+        params, average, opt_state, loss_now = _choose(healthy, reached, state[1:5])
+        meta_opt_state = _choose(usable, meta_opt_state, state.meta_opt_state)
+        counts = state.diverged + ~healthy, state.skipped + ~usable
+        new_state = TuneState(state.round + 1, params, average, opt_state, loss_now, theta, meta_opt_state, *counts)
         report = TuneRound(
             jnp.where(healthy, loss, jnp.inf),
             trained.hypers._replace(example_weights=None),

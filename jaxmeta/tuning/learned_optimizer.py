@@ -198,7 +198,7 @@ def _optimizer(who, network_of, hidden, momenta, moments, step_size, horizon, ep
             carry = network.first_carry(sum(jnp.size(leaf) for leaf in jax.tree.leaves(params)), _widest(params))
             return LearnedState(jnp.int32(0), zeros(momenta), zeros(moments), carry)
 
-        def update(updates, state: LearnedState, params=None):
+        def update(updates, state: Any, params=None):
             if params is None:
                 raise ValueError(f"{who} sees the parameters: call update(updates, state, params).")
             for what, tree in (("parameters", params), ("gradients", updates)):
@@ -207,10 +207,11 @@ def _optimizer(who, network_of, hidden, momenta, moments, step_size, horizon, ep
             new = _accumulate(momenta, updates, state.momenta), _accumulate(moments, squares, state.moments)
             leaves, treedef = jax.tree.flatten(updates)
             wide, sizes = _widest(updates), tuple(leaf.size for leaf in leaves)
-            flat = [_flat(tree, wide) for tree in (updates, params)] + [_flat(tree, wide, axes=1) for tree in new]
+            gradient, param = (_flat(tree, wide) for tree in (updates, params))
+            momentum, moment = (_flat(tree, wide, axes=1) for tree in new)
             scales = jnp.stack([root_mean_square(leaf.astype(wide)) for leaf in jax.tree.leaves(params)])
             count = (state.count + 1).astype(wide)
-            steps, carry = step_of(theta, *flat, scales, sizes, count, state.carry)
+            steps, carry = step_of(theta, gradient, param, momentum, moment, scales, sizes, count, state.carry)
             parts = jnp.split(steps, np.cumsum(sizes)[:-1])
             # Weights in another precision than the parameters must not change what a scan carries.
             steps = [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]

@@ -168,7 +168,8 @@ def meta_network(ranges: Mapping[str, Range], start: Hypers, *, hidden: int = 16
                 f"The start has values for the layers {', '.join(layers)}; the parameters have {', '.join(seen)}. "
                 "Give one for each."
             )
-        of_layers, of_all = module.apply({"params": theta["network"]}, _rows(features, seen))
+        emitted: Any = module.apply({"params": theta["network"]}, _rows(features, seen))
+        of_layers, of_all = emitted
         offsets: dict[str, Any] = {name: of_all[place] for place, name in enumerate(overall)}
         for place, name in enumerate(by_layer):
             offsets[name] = {layer: of_layers[row, place] for row, layer in enumerate(seen) if layer in first[name]}

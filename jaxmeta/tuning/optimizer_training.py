@@ -135,7 +135,7 @@ def optimizer_learner(
         loop, result = continue_loop(
             solve, trained.loop, trained.loop.phi, theta, trained.fixed, support, key, num_steps
         )
-        return Trained(loop, trained.fixed), result.per_step["loss"]
+        return Trained(loop, trained.fixed), (result.per_step or {})["loss"]
 
     def unroll(theta, state, inner, episode: Episode, key, step, *, num_steps=None):
         del step

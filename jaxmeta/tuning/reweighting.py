@@ -1,7 +1,7 @@
 """Training examples that count as much as they help: what to do about labels that are wrong."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -57,7 +57,7 @@ def weight_network(hidden: int = 32) -> Weighting:
     def init(key):
         return module.init(key, jnp.zeros([1]))["params"]
 
-    def weigh(weight_params, chosen, losses):
+    def weigh(weight_params, chosen, losses) -> Any:
         del chosen
         return module.apply({"params": weight_params}, jnp.log1p(losses) - 1)
 
