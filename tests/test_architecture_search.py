@@ -132,11 +132,13 @@ def test_the_gradient_of_the_scores_is_exact(x64, lookahead):
     search = architecture_search(every, hypers, batch_size=5, lookahead=lookahead, scores_optimizer=optax.sgd(1.0))
     state = search.init(KEY, data.inputs)
     # Somewhere on the way, with a momentum.
-    state = search.step(state, data, data, jax.random.key(5))[0]
+    step = jax.jit(search.step)
+    state = step(state, data, data, jax.random.key(5))[0]
     state = jax.tree.map(lambda leaf: leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf, state)
-    new, _ = search.step(state, data, data, jax.random.key(7))
+    new, _ = step(state, data, data, jax.random.key(7))
     gradient = jax.tree.map(lambda before, after: before - after, state.scores, new.scores)
 
+    @jax.jit
     def value(scores):
         def objective(params, theta, _, data, key):
             net = Network(None, lambda params, inputs, **_: every.apply(params, every.mixture(scores), inputs))
@@ -146,7 +148,7 @@ def test_the_gradient_of_the_scores_is_exact(x64, lookahead):
         solve = inner_loop(objective, hyper_sgd(hypers), lookahead)
         begin = lambda *arguments, **options: solve(*arguments, opt_state=state.opt_state, **options)  # noqa: E731
         (loss, _), _ = meta_grad(objective, begin, start=lambda _: state.params)(jnp.zeros(()), (), data, data, key)
-        return float(loss)
+        return loss
 
     for name in ("kernels", "widths", "skips"):
         flat = np.asarray(state.scores[name])
@@ -197,8 +199,9 @@ def test_scores_stay_where_they_are_while_the_loss_is_no_number():
     every, data = linear_problem()
     search = architecture_search(every, Hypers(1e30), batch_size=4)
     state = search.init(KEY, data.inputs)
+    step = jax.jit(search.step)
     for number in range(3):
-        state, metrics = search.step(state, data, data, jax.random.key(number))
+        state, metrics = step(state, data, data, jax.random.key(number))
     assert int(metrics["skipped"]) >= 1
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.scores))
     with pytest.raises(ValueError, match="lookahead of 0 or more; given -1"):

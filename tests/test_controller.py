@@ -202,6 +202,7 @@ def test_shares_and_values_are_inverse():
         np.testing.assert_allclose([low[name], high[name]], given[:2], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_controller_learns_to_train():
     """From learning rates that are mostly too small for a start that is far off: raising them is what pays."""
     far_off = LINEAR._replace(init=lambda key, inputs: {"head": 3 * jax.random.normal(key, [4, CLASSES])})

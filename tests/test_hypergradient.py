@@ -262,7 +262,7 @@ def valley_start(make=learned_values, params=VALLEY, **options):
     return quadratic_tuner(make, **options).init(jax.random.key(0), params)
 
 
-@pytest.mark.parametrize("make", [learned_values, meta_network])
+@pytest.mark.parametrize("make", [learned_values, pytest.param(meta_network, marks=pytest.mark.slow)])
 def test_no_value_leaves_its_range(make):
     """Whatever the meta-optimiser does: here it jumps about by a thousand times the hypergradient."""
     state, rounds = valley_program(make, jumps=True)(valley_start(make), 1.0, 1.0, jax.random.key(0))
@@ -477,7 +477,8 @@ def test_what_cannot_be_tuned_is_refused():
         validation_loss_of(conv_net(2), 0)
 
 
-@pytest.mark.parametrize("parts", [["weights"], pytest.param(["tuning", "starts", "weights"], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [["weights"], ["tuning", "starts", "weights"]])
 def test_the_experiment_runs(tmp_path, parts):
     """On noise in place of images."""
     spec = importlib.util.spec_from_file_location("metanet", REPO / "experiments" / "cifar10_metanet.py")
