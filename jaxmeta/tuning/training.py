@@ -122,6 +122,7 @@ def validation_loss_of(network: Network, batch_size: int) -> Callable[[PyTree, P
       ValueError: fewer than one example.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> from jaxmeta.tuning import conv_net
       >>> network = conv_net(3, widths=(2,), hidden=4)
       >>> data = Batch(jnp.ones([6, 4, 4, 1]), jnp.zeros([6], jnp.int32), jnp.ones([6]))
