@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from jaxmeta import DATASETS, EpisodeSpec, load_mini_imagenet, load_tiered_imagenet, task_source
-from jaxmeta.data import DataError, brought, check_spec
+from jaxmeta.data import DataError, check_spec, memory
 from jaxmeta.data.brought import ImageFiles, choose_names, pool_file, read_pool
 from jaxmeta.data.imagenet_splits import MINI_IMAGENET, TIERED_IMAGENET
 from jaxmeta.data.pickled import read_pickle
@@ -299,7 +299,7 @@ def test_large_pools_are_built_in_a_file(tmp_path, cache, monkeypatch):
     write_classes(tmp_path, ["a", "b"])
     classes, recipe = {name: ImageFiles(tmp_path / name) for name in "ab"}, ImageRecipe(SIZE, SIZE, 3)
     small = read_pool(classes, recipe)
-    monkeypatch.setattr(brought, "IN_MEMORY", 100)
+    monkeypatch.setattr(memory, "IN_MEMORY", 100)
     large = read_pool(classes, recipe)
     assert isinstance(large.images, np.memmap) and np.array_equal(large.images, small.images)
     assert list(cache.iterdir()) == []

@@ -17,7 +17,7 @@ from jaxmeta import EpisodeSpec, divide_classes, load_folder
 from jaxmeta.candidate import Request, own_config
 from jaxmeta.cli import main
 from jaxmeta.config import Config, ConfigError, check_config, from_json, to_json
-from jaxmeta.data import DataError, check_spec, folder_pool
+from jaxmeta.data import DataError, check_spec, folder_pool, memory
 from jaxmeta.data.images import read_image
 from jaxmeta.data.pools import ImageRecipe
 from jaxmeta.folder import check_classes, read_config
@@ -381,6 +381,25 @@ def test_large_classes_and_large_folders_have_a_limit(tmp_path, cache, monkeypat
         DataError, match=r"32 images in 8 classes, .*has the most, 4: .* GiB of memory, and .* are free"
     ):
         load_folder(tmp_path, image_size=30000)
+
+
+def test_a_large_folder_is_prepared_in_a_file(tmp_path, cache, monkeypatch):
+    """Larger than the memory that is free would be: the same pools, and nothing left in the cache but them."""
+    root = make_classes(tmp_path / "things", NAMES)
+    (root / NAMES[0] / "broken.png").write_bytes(b"no image")
+    small = load_folder(root, ways=2)
+    for path in cache.iterdir():
+        path.unlink()
+    monkeypatch.setattr(memory, "IN_MEMORY", 1000)
+    large = load_folder(root, ways=2)
+    assert all(isinstance(pool.images, np.memmap) for pool in large.splits.values())
+    assert large.name == small.name and large.class_names == small.class_names
+    assert all(np.array_equal(large.splits[split].images, pool.images) for split, pool in small.splits.items())
+    assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".npz"]
+    monkeypatch.setattr(memory, "free_memory", lambda: 0)
+    monkeypatch.setenv("JAXMETA_CACHE", str(root / NAMES[1] / "0.png"))
+    with pytest.raises(DataError, match="no room for 0.0 GB of images"):
+        load_folder(root, ways=2, image_size=20)
 
 
 def test_prepared_and_shown_in_the_size_that_is_asked_for(tmp_path, capsys):

@@ -8,7 +8,6 @@ import hashlib
 import logging
 import os
 import tarfile
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +18,12 @@ import numpy as np
 
 from jaxmeta.data.cache import cache_dir
 from jaxmeta.data.images import ImageError, read_image
+from jaxmeta.data.memory import room_for
 from jaxmeta.data.pools import ClassPool, DataError, ImageRecipe
 
 _LOG = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
-# A larger pool is built in a file, so that it need not fit in memory.
-IN_MEMORY = 4 << 30
 
 
 class ImageFiles(NamedTuple):
@@ -122,8 +120,7 @@ def choose_names(names: Iterable[str], most: int | None) -> tuple[str, ...]:
 def read_pool(classes: Mapping[str, ImageFiles], recipe: ImageRecipe, *, least: int = 1) -> ClassPool:
     """Read the images of classes into a pool, several classes at once.
 
-    An image that cannot be read is left out, and the log names it. A pool of more than `IN_MEMORY` bytes is a memory
-    map of a nameless file in the cache's folder.
+    An image that cannot be read is left out, and the log names it. A large pool is a memory map: see `room_for`.
 
     Args:
       classes: The images of each class, in the order of the pool.
@@ -138,7 +135,7 @@ def read_pool(classes: Mapping[str, ImageFiles], recipe: ImageRecipe, *, least: 
     """
     names = {name: image_names(files) for name, files in classes.items()}
     most = max(map(len, names.values()), default=0)
-    images = _zeros((len(classes), most, recipe.height, recipe.width, recipe.channels))
+    images = room_for((len(classes), most, recipe.height, recipe.width, recipe.channels))
     counts = np.zeros(len(classes), np.int32)
     damaged: list[str] = []
 
@@ -214,21 +211,3 @@ def _contents(source: Path, names: tuple[str, ...]) -> Iterator[tuple[str, Path 
                 yield name, b"" if member is None else member.read()
     except (OSError, KeyError, tarfile.TarError) as error:
         raise DataError(f"{source} is damaged ({error}). Fetch it again.") from error
-
-
-def _zeros(shape: tuple[int, ...]) -> np.ndarray:
-    size = int(np.prod(shape, dtype=np.int64))
-    if size <= IN_MEMORY:
-        return np.zeros(shape, np.uint8)
-    try:
-        cache_dir().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache_dir()) as file:
-            # Reserved first: writing to a map of a file on a full disk would end the process.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            return np.memmap(file, np.uint8, "w+", shape=shape)
-    except OSError as error:
-        raise DataError(
-            f"There is no room for {size / 1e9:.1f} GB of images in {cache_dir()} ({error.strerror or error}): set "
-            "JAXMETA_CACHE to a folder with space that you may write to, or ask for smaller images."
-        ) from error

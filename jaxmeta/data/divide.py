@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 
+from jaxmeta.data.memory import rows_of
 from jaxmeta.data.pools import ClassPool, DataError
 
 # As of the 100 classes of mini-ImageNet (Ravi and Larochelle, 2017): 64, 16 and 20.
@@ -60,7 +61,7 @@ def hash_order(names: Sequence[str], seed: int) -> list[str]:
 def divide_pool(
     pool: ClassPool, names: Sequence[str], split: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, ClassPool], dict[str, tuple[str, ...]]]:
-    """Divide a pool of classes as a split says.
+    """Divide a pool of classes as a split says; large parts are memory maps, see `room_for`.
 
     Args:
       pool: All classes.
@@ -78,5 +79,5 @@ def divide_pool(
     """
     place = {name: number for number, name in enumerate(names)}
     chosen = {part: [place[name] for name in of_part] for part, of_part in split.items()}
-    pools = {part: ClassPool(pool.images[rows], pool.counts[rows]) for part, rows in chosen.items()}
+    pools = {part: ClassPool(rows_of(pool.images, rows), pool.counts[rows]) for part, rows in chosen.items()}
     return pools, {part: tuple(of_part) for part, of_part in split.items()}

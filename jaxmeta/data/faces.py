@@ -16,6 +16,7 @@ from jaxmeta.data.brought import ImageFiles, choose_names, image_names, in_threa
 from jaxmeta.data.cache import cached_dataset, write_beside
 from jaxmeta.data.divide import divide_classes, divide_pool
 from jaxmeta.data.images import ImageError, read_image
+from jaxmeta.data.memory import rows_of
 from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe
 
 _LOG = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def _read(people: dict[str, ImageFiles], recipe: ImageRecipe) -> Dataset:
     images, counts = read_pool(people, recipe, least=0)
     # Of some there may be one image left that can be read.
     kept = np.flatnonzero(counts >= 2)
-    names, pool = list(people), ClassPool(images[kept], counts[kept])
+    names, pool = list(people), ClassPool(rows_of(images, kept.tolist()), counts[kept])
     of_kept = tuple(names[place] for place in kept)
     return Dataset("faces", "classification", {"all": pool}, {"all": of_kept}, recipe=recipe)
 

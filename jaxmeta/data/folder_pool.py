@@ -14,7 +14,7 @@ import numpy as np
 from jaxmeta.data.divide import SHARES, divide_classes, hash_order
 from jaxmeta.data.images import ImageError, measure_image, read_image
 from jaxmeta.data.labelled import Listing, printable
-from jaxmeta.data.memory import free_memory
+from jaxmeta.data.memory import free_memory, room_for
 from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe
 
 SIZE = 84
@@ -22,6 +22,7 @@ SIZE = 84
 MOST_OF_A_CLASS = 2000
 # So many images are looked at to tell drawings from photographs, and this share of them must be drawings.
 SAMPLE, CLEARLY = 100, 0.95
+_THREADS = min(8, os.cpu_count() or 1)
 _LOG = logging.getLogger(__name__)
 
 
@@ -51,7 +52,7 @@ def prepare_folder(place: Path, listing: Listing, wanted: Wanted) -> tuple[Datas
       left out, the files skipped.
 
     Raises:
-      DataError: too few classes are left, or the images do not fit in memory.
+      DataError: too few classes are left, or the images do not fit in memory or on the disk.
     """
     skipped = list(listing.skipped)
     files = [
@@ -65,16 +66,17 @@ def prepare_folder(place: Path, listing: Listing, wanted: Wanted) -> tuple[Datas
     # Before anything of that size is made.
     _check_memory(place, files, wanted.recipe or ImageRecipe(size, size, wanted.channels or 3))
     recipe = wanted.recipe or _choose_recipe(paths, size, wanted)
-    images = _read_all(place, files, recipe, skipped)
-    found: dict[str, dict[str, list[np.ndarray]]] = {split: {} for split in listing.splits}
+    images, readable = _read_all(place, files, recipe, skipped)
     # Grey unless there is colour; what of grey is read as colour is the same three times.
-    grey = wanted.channels is None and wanted.recipe is None and all(one is None or _is_grey(one) for one in images)
+    open_to_grey = wanted.channels is None and wanted.recipe is None
+    grey = open_to_grey and all(_is_grey(images[row]) for row in readable)
     recipe = recipe._replace(channels=1) if grey else recipe
-    for (split, name, _), pixels in zip(files, images, strict=True):
-        of_class = found[split].setdefault(name, [])
-        if pixels is not None:
-            of_class.append(pixels[..., : recipe.channels])
-    del images
+    # Where the images of each class lie.
+    found: dict[str, dict[str, list[int]]] = {split: {} for split in listing.splits}
+    for split, name, _ in files:
+        found[split].setdefault(name, [])
+    for row in readable:
+        found[files[row][0]][files[row][1]].append(row)
     left_out = {
         name: len(of) for split in found.values() for name, of in split.items() if len(of) < wanted.least_images
     }
@@ -87,29 +89,32 @@ def prepare_folder(place: Path, listing: Listing, wanted: Wanted) -> tuple[Datas
         why = f" {left_out_sentence(left_out, wanted.least_images)}" if left_out else ""
         first = f" The first file skipped: {skipped[0][0]} {skipped[0][1]}." if skipped else ""
         raise DataError(f"{place}: {error}{why}{first}") from error
-    images_of = {name: of for classes in usable.values() for name, of in classes.items()}
-    pools = {split: _pool([images_of[name] for name in of_split]) for split, of_split in names.items()}
+    rows_of = {name: rows for classes in usable.values() for name, rows in classes.items()}
+    images = images[..., : recipe.channels]
+    pools = {split: _pool(images, [rows_of[name] for name in of_split]) for split, of_split in names.items()}
     facts = {
         "folder": printable(str(place)),
         "seed": wanted.seed,
         "recipe": recipe._asdict(),
-        "splits": {split: {name: len(images_of[name]) for name in of_split} for split, of_split in names.items()},
+        "splits": {split: {name: len(rows_of[name]) for name in of_split} for split, of_split in names.items()},
         "left_out": left_out,
         "least_images": wanted.least_images,
-        "alike": _alike(names, images_of),
+        "alike": _alike(names, rows_of, images),
         "skipped": [[printable(str(path)), reason] for path, reason in skipped],
     }
     return Dataset(_content_hash(names, pools), "classification", pools, names, recipe=recipe), facts
 
 
-def _alike(names: Mapping[str, Sequence[str]], images_of: Mapping[str, Sequence[np.ndarray]]) -> dict[str, list[str]]:
+def _alike(
+    names: Mapping[str, Sequence[str]], rows_of: Mapping[str, Sequence[int]], images: np.ndarray
+) -> dict[str, list[str]]:
     """Find pairs of classes, in two splits, that share an image: `"class of split": its counterparts`."""
     seen: dict[bytes, tuple[str, str]] = {}
     shared: dict[str, list[str]] = {}
     for split, of_split in names.items():
         for name in of_split:
-            for pixels in images_of[name]:
-                first_split, first = seen.setdefault(hashlib.sha256(pixels.tobytes()).digest(), (split, name))
+            for row in rows_of[name]:
+                first_split, first = seen.setdefault(hashlib.sha256(images[row].tobytes()).digest(), (split, name))
                 pair = f"{first} ({first_split})", f"{name} ({split})"
                 if first_split != split and pair[1] not in shared.setdefault(pair[0], []):
                     shared[pair[0]].append(pair[1])
@@ -185,26 +190,26 @@ def _is_grey(pixels: np.ndarray) -> bool:
 
 
 def _check_memory(place: Path, files: Sequence[tuple[str, str, Path]], recipe: ImageRecipe) -> None:
-    """Refuse what would not fit: the images, and the pools, which have room for the largest class in every class."""
+    """Refuse images so large that those which are read at once would not fit; the pools themselves may be mapped."""
     counts: dict[tuple[str, str], int] = {}
     for split, name, _ in files:
         counts[split, name] = counts.get((split, name), 0) + 1
-    pixels, largest = recipe.height * recipe.width * recipe.channels, max(counts.values())
-    needed, free = pixels * (len(files) + 2 * len(counts) * largest), free_memory()
+    largest = max(counts.values())
+    # Decoded, resized and kept, in each thread.
+    needed, free = 3 * _THREADS * recipe.height * recipe.width * recipe.channels, free_memory()
     if free is not None and needed > 0.8 * free:
         name = next(name for (_, name), count in counts.items() if count == largest)
         raise DataError(
             f"{place} has {len(files):,} images in {len(counts):,} classes, of which {name!r} has the most, {largest}: "
-            f"preparing them at {recipe.height}x{recipe.width}x{recipe.channels} takes up to "
-            f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} are free. Use a smaller image size, or fewer "
-            "images in the largest classes."
+            f"reading them at {recipe.height}x{recipe.width}x{recipe.channels} takes up to {needed / 2**30:.1f} GiB of "
+            f"memory, and {free / 2**30:.1f} are free. Use a smaller image size."
         )
 
 
 def _read_all(
     place: Path, files: Sequence[tuple[str, str, Path]], recipe: ImageRecipe, skipped
-) -> list[np.ndarray | None]:
-    """Read every file; None, and an entry in `skipped`, where it cannot be."""
+) -> tuple[np.ndarray, list[int]]:
+    """Read every file into an array, and list those that could be read; the others get an entry in `skipped`."""
 
     def read(file: Path) -> np.ndarray | ImageError:
         try:
@@ -212,18 +217,24 @@ def _read_all(
         except ImageError as error:
             return error
 
+    images, readable = room_for((len(files), recipe.height, recipe.width, recipe.channels)), []
     if len(files) > 1000:
         # A warning, since nothing less is shown, and it takes a while.
         _LOG.warning("%s: reading %d files; this is done once", place, len(files))
-    images: list[np.ndarray | None] = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+    paths = [file for *_, file in files]
+    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as threads:
         # Each thread hushes Pillow and restores what it found, which another may have changed: restored here for good.
         warnings.simplefilter("ignore")
-        for (_, _, file), result in zip(files, threads.map(read, [file for *_, file in files]), strict=True):
-            if isinstance(result, ImageError):
-                skipped.append((file, str(result).removeprefix(f"{file} ").removesuffix(".")))
-            images.append(None if isinstance(result, ImageError) else result)
-    return images
+        # A few at a time: what is read and not yet taken lies in memory.
+        for first in range(0, len(paths), 8 * _THREADS):
+            part = paths[first : first + 8 * _THREADS]
+            for row, result in enumerate(threads.map(read, part), start=first):
+                if isinstance(result, ImageError):
+                    skipped.append((paths[row], str(result).removeprefix(f"{paths[row]} ").removesuffix(".")))
+                else:
+                    images[row] = result
+                    readable.append(row)
+    return images, readable
 
 
 def _divided(usable: Mapping[str, Mapping[str, Any]], wanted: Wanted) -> dict[str, tuple[str, ...]]:
@@ -252,12 +263,13 @@ def _divided(usable: Mapping[str, Mapping[str, Any]], wanted: Wanted) -> dict[st
     return {split: names[split] for split in ("train", "validation", "test")}
 
 
-def _pool(classes: Sequence[Sequence[np.ndarray]]) -> ClassPool:
-    counts = np.array([len(of_class) for of_class in classes], np.int32)
-    images = np.zeros([len(classes), counts.max(), *classes[0][0].shape], np.uint8)
-    for row, of_class in zip(images, classes, strict=True):
-        row[: len(of_class)] = np.stack(of_class)
-    return ClassPool(images, counts)
+def _pool(images: np.ndarray, rows_of_classes: Sequence[Sequence[int]]) -> ClassPool:
+    counts = np.array([len(rows) for rows in rows_of_classes], np.int32)
+    pool = room_for((len(counts), int(counts.max()), *images.shape[1:]))
+    for of_class, rows in zip(pool, rows_of_classes, strict=True):
+        for place, row in enumerate(rows):
+            of_class[place] = images[row]
+    return ClassPool(pool, counts)
 
 
 def _content_hash(names: Mapping[str, Sequence[str]], pools: Mapping[str, ClassPool]) -> str:
