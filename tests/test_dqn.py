@@ -102,7 +102,11 @@ def exact_chain_values(length, slip, near, far, discount):
     ("options", "changed"),
     [
         ({"slip": 0.2, "near": 0.05}, {}),
-        ({"slip": 0.0, "near": 0.1}, {"target_rate": 1.0, "target_every": 20, "double": False}),
+        pytest.param(
+            {"slip": 0.0, "near": 0.1},
+            {"target_rate": 1.0, "target_every": 20, "double": False},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_q_learning_finds_the_values_of_a_chain(options, changed):

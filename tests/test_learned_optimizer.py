@@ -69,8 +69,14 @@ def path_of(transformation, gradients, params):
     return jax.lax.scan(step, (params, transformation.init(params)), gradients)[1]
 
 
-@pytest.mark.parametrize("known", KNOWN)
-@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize(
+    ("maker", "known"),
+    [
+        pytest.param(maker, known, marks=() if maker == "mlp" or known == "adam" else pytest.mark.slow)
+        for maker in MAKERS
+        for known in KNOWN
+    ],
+)
 def test_it_can_be_what_is_known(maker, known, x64):
     optimizer = MAKERS[maker](momenta=(0.0, 0.5, 0.9), moments=(0.9, 0.999))
     weights, reference = KNOWN[known]

@@ -127,7 +127,10 @@ def assert_agree_on_network(problem, metagrads):
     return reference, gradient_by
 
 
-@pytest.mark.parametrize(("problem", "name"), [("block", "sgd"), ("attention", "momentum"), ("block", "adam")])
+@pytest.mark.parametrize(
+    ("problem", "name"),
+    [("block", "sgd"), ("attention", "momentum"), pytest.param("block", "adam", marks=pytest.mark.slow)],
+)
 def test_strategies_agree_on_networks(x64, problem, name):
     """Four inner steps; theta holds the start, the learning rates and the weights of the examples."""
     assert_agree_on_network(PROBLEMS[problem](name, num_steps=4), ON_NETWORKS[name].values())

@@ -172,6 +172,7 @@ def stored(out):
     return json.loads((out / "config.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_run_with_less_memory_takes_smaller_chunks(tmp_path, capsys):
     roomy, tight = tmp_path / "roomy", tmp_path / "tight"
     assert main(["train", *LARGE, "--task-chunk", "8", "--out", str(roomy)]) == 0

@@ -108,6 +108,7 @@ def test_an_empty_axis_is_refused():
         jm.members([0, 1], inner_lr=[])
 
 
+@pytest.mark.slow
 def test_a_sweep_on_the_command_line_is_its_runs_alone(tmp_path, capsys):
     """Two seeds and two rates as one program; one rate diverges, which is told and counted."""
     small = ["train", "--dataset", "sinusoid", "--tasks", "4", "--steps", "10", "--log-every", "5"]
