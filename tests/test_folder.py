@@ -380,7 +380,7 @@ def test_large_classes_and_large_folders_have_a_limit(tmp_path, cache, monkeypat
     with pytest.raises(
         DataError, match=r"32 images in 8 classes, .*has the most, 4: .* GiB of memory, and .* are free"
     ):
-        load_folder(tmp_path, image_size=30000)
+        load_folder(tmp_path, image_size=100_000)
 
 
 def test_a_large_folder_is_prepared_in_a_file(tmp_path, cache, monkeypatch):
