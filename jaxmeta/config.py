@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -168,7 +169,7 @@ def _refuse_idle(config: Config) -> None:
     """Refuse an option that would do nothing: it is a mistake of the caller's."""
     if config.dataset != "omniglot" and config.split != Config.split:
         raise ConfigError(f"--split {config.split} is for --dataset omniglot; {config.dataset} has one split only.")
-    if config.image_size is not None and "image_size" not in _options_of_dataset(config):
+    if config.image_size is not None and "image_size" not in options_of_dataset(config):
         raise ConfigError(
             f"--image-size {config.image_size} is nothing to --dataset {config.dataset}: its size is fixed."
         )
@@ -202,7 +203,8 @@ def _refuse_idle(config: Config) -> None:
         )
 
 
-def _options_of_dataset(config: Config):
+def options_of_dataset(config: Config) -> Mapping[str, inspect.Parameter]:
+    """Give what the loader of a configuration's dataset can be told, by name."""
     return inspect.signature(DATASETS[split_name(config.dataset)[0]]).parameters
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmeta.config import Config, ConfigError, check_config, check_name
+from jaxmeta.config import Config, ConfigError, check_config, check_name, options_of_dataset
 from jaxmeta.data import DATASETS, Dataset, EpisodeSpec, split_name
 from jaxmeta.data.cache import cache_dir
 from jaxmeta.data.cache_entries import CacheEntry, cache_entries, dataset_name, entries_named, remove_entry
@@ -35,6 +35,8 @@ commands:
 
 `jaxmeta data COMMAND --help` explains every option with its default.
 """
+# What loaders that divide classes for the tasks call it.
+SIZES_OF_TASKS = {"ways": "ways", "shots": "least_images", "queries": "least_images"}
 # What a dataset is read from, for `jaxmeta data list`.
 NEEDS = {
     "glyphs": "nothing: drawn from the fonts of matplotlib",
@@ -238,9 +240,6 @@ def _show(arguments: list[str]) -> None:
 
     options = parse_options(ShowOptions, arguments, "jaxmeta data show")
     check_name("split", options.split, ("train", "validation", "test"))
-    for name in ("ways", "shots", "queries"):
-        if (getattr(options, name) or 1) < 1 or getattr(options, name) == 0:
-            raise ConfigError(f"--{name} must be at least 1; given {getattr(options, name)}.")
     config = _config(options.dataset, options)
     own = {"ways": config.ways, "shots": config.shots, "queries": config.queries}
     usual = own if split_name(config.dataset)[1] else {"ways": 5, "shots": 1, "queries": 5}
@@ -267,12 +266,21 @@ def _show(arguments: list[str]) -> None:
 def _config(dataset: str, options: PrepareOptions | ShowOptions) -> Config:
     """Make a configuration that names the data, to load it as a run would."""
     _, config, _ = split_preset(["--dataset", dataset])
-    if split_name(dataset)[1]:
-        # How the classes of a folder are divided, and which have images enough, depends on the tasks.
-        sizes = {name: getattr(options, name) for name in ("ways", "shots", "queries")}
-        config = dataclasses.replace(config, **{name: value for name, value in sizes.items() if value is not None})
-        if options.queries is not None:
-            config = dataclasses.replace(config, eval_queries=options.queries)
+    sizes = {name: getattr(options, name) for name in SIZES_OF_TASKS if getattr(options, name) is not None}
+    for name, value in sizes.items():
+        if value < 1:
+            raise ConfigError(f"--{name} must be at least 1; given {value}.")
+    # How the classes of some are divided, and which have images enough, depends on the tasks.
+    divided_by = options_of_dataset(config)
+    of_loader = {name: value for name, value in sizes.items() if SIZES_OF_TASKS[name] in divided_by}
+    if isinstance(options, PrepareOptions) and (idle := sorted(sizes.keys() - of_loader.keys())):
+        raise ConfigError(
+            f"--{idle[0]} {sizes[idle[0]]} is nothing to `jaxmeta data prepare {dataset}`: the same is made ready for "
+            "tasks of every size. Leave it out."
+        )
+    config = dataclasses.replace(config, **of_loader)
+    if "queries" in of_loader:
+        config = dataclasses.replace(config, eval_queries=of_loader["queries"])
     config = dataclasses.replace(config, dataset=dataset, data_dir=options.data_dir, image_size=options.image_size)
     if isinstance(options, PrepareOptions):
         config = dataclasses.replace(config, split=options.split)

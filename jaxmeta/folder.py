@@ -2,7 +2,7 @@
 
 config.json     the configuration, with what was chosen automatically
 data.json       what of the data a learner was built for: kind, number of training classes, recipe of the images
-classes.json    of a folder of images, which classes were trained on
+classes.json    where what is in a folder divides the classes, which were trained on
 lowerings.json  which way each convolution of a step, and of an evaluation, is computed
 metrics.jsonl   one row for each logged step and each validation
 checkpoints/    the two latest and the best, or several of the best
@@ -19,8 +19,8 @@ from typing import Any
 
 from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.calibration import Calibration
-from jaxmeta.config import Config, ConfigError, from_json, to_json
-from jaxmeta.data import DataError, Dataset, split_name
+from jaxmeta.config import Config, ConfigError, from_json, options_of_dataset, to_json
+from jaxmeta.data import DataError, Dataset
 from jaxmeta.data.cache import cache_dir
 from jaxmeta.data.glyphs import LETTERS
 from jaxmeta.data.mnist import DIGIT_IMAGES
@@ -74,12 +74,12 @@ def read_config(out: Path) -> Config:
 def write_config(out: Path, config: Config, dataset: Dataset) -> None:
     """Write the configuration of a run and what its learner was built for, and make its folder.
 
-    Of images of a folder, which may change, also the classes.
+    Where what is in a folder divides the classes, and it may change, also these.
     """
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "config.json", json.dumps(to_json(config), indent=2) + "\n")
     write_atomically(out / "data.json", json.dumps(data_to_json(dataset), indent=2) + "\n")
-    if split_name(config.dataset)[0] == "folder":
+    if "train_ways" in options_of_dataset(config):
         classes = {"dataset": dataset.name, "splits": dataset.class_names}
         write_atomically(out / "classes.json", json.dumps(classes, indent=1) + "\n")
 
@@ -170,20 +170,22 @@ def check_classes(out: Path, dataset: Dataset, *, unchanged: bool = False) -> No
       ConfigError: says what changed.
     """
     path = out / "classes.json"
-    if not path.is_file():
+    # A dataset without names stands for one that is not judged on.
+    if not path.is_file() or "test" not in dataset.class_names:
         return
     try:
         stored = json.loads(path.read_text())
-        before, trained = stored["dataset"], set(stored["splits"]["train"])
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, LookupError) as error:
+        before, divided = stored["dataset"], {split: tuple(names) for split, names in stored["splits"].items()}
+        trained = set(divided["train"])
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError, LookupError) as error:
         raise ConfigError(f"{path} is damaged ({error}). Restore it, or train under another name.") from error
     # The folder may have another name now; behind it is a hash of the images.
-    if before.rpartition("-")[2] == dataset.name.rpartition("-")[2]:
+    if before.rpartition("-")[2] == dataset.name.rpartition("-")[2] and divided == dataset.class_names:
         return
     if unchanged:
         raise ConfigError(
-            f"The run in {out} began with {before}, and the folder is {dataset.name} now: its images changed. Restore "
-            "them, or train anew under another --out."
+            f"The run in {out} began with {before}, and the folder is {dataset.name} now: its images changed, or how "
+            "its classes are divided. Restore them, or train anew under another --out."
         )
     held_out = {name for split in ("validation", "test") for name in dataset.class_names[split]}
     if both := sorted(trained & held_out):

@@ -189,7 +189,7 @@ class PlanOptions:
 _DATA_DIR = tyro.conf.arg(help="Folder with the data; None: the cache, or a download.")
 _DATASET = tyro.conf.arg(help=f"One of: {', '.join(DATASET_NAMES)}.", metavar="DATASET")
 _IMAGE_SIZE = tyro.conf.arg(help="Side of the images, as of `jaxmeta train`; None: as usual for each dataset.")
-_OF_FOLDER = tyro.conf.arg(help="For a folder, whose classes are divided by it: as of `jaxmeta train`.")
+_OF_FOLDER = tyro.conf.arg(help="Where classes are divided by it, as those of a folder: as of `jaxmeta train`.")
 _SPLIT = tyro.conf.arg(help="Class split of omniglot, as of `jaxmeta train`.")
 
 

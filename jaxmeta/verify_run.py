@@ -12,6 +12,7 @@ from jaxmeta.candidate import open_run
 from jaxmeta.config import Config, ConfigError, check_name
 from jaxmeta.data import check_spec, load_pairs, sample_pairs
 from jaxmeta.data.episodes import EpisodeSpec
+from jaxmeta.folder import check_classes
 from jaxmeta.plots import plot_roc
 from jaxmeta.protocols import evaluation_key
 from jaxmeta.request import Request
@@ -36,6 +37,7 @@ class JudgedPairs(NamedTuple):
       same: `[pairs]` bool, whether the two are of one class.
       folds: Number of folds, or `[pairs]` int, the fold of each.
       kind: Where they are from.
+      seen: Whether the learner was trained on classes of theirs.
     """
 
     first: np.ndarray
@@ -43,6 +45,7 @@ class JudgedPairs(NamedTuple):
     same: np.ndarray
     folds: Any
     kind: str
+    seen: bool
 
 
 def verify_run(
@@ -56,7 +59,7 @@ def verify_run(
     latest: bool = False,
     picture: Path | None = None,
 ) -> dict[str, Any]:
-    """Judge a run's best checkpoint by pairs of images of classes that it was not trained on.
+    """Judge a run's best checkpoint by pairs of images of classes; of its training only if `split` is "train".
 
     Args:
       out: The run's folder.
@@ -66,20 +69,22 @@ def verify_run(
       data_dir: Where the run's data is now; None for the run's own.
       images: The folder of the list's images; None for that of the run's data.
       latest: Judge the latest checkpoint, not the best.
-      picture: Where to draw the receiver operating characteristic; None for no picture.
+      picture: Where to draw the receiver operating characteristic, in a folder that exists; None for no picture.
 
     Returns:
       The result, as `jaxmeta verify` prints it: the accuracy over ten folds with a threshold that the others chose, its
-      95 % interval, the area under the curve, and the equal error rate.
+      95 % interval, the area under the curve, the equal error rate, and whether classes of training were judged.
 
     Raises:
-      ConfigError: if there is no run in the folder, or it does not score pairs.
+      ConfigError: if there is no run in the folder, it does not score pairs, or the picture has no folder.
       DataError: if the data or the list is missing or damaged.
       CheckpointError: if no checkpoint can be read.
     """
     _check(pairs, split, listed, images)
     own = open_run(out, Request(part=split, data_dir=data_dir))
     _check_learner(own)
+    _check_picture(picture)
+    check_classes(out, own.dataset)
     chosen = _drawn(own, split, pairs) if listed is None else _listed(own, listed, images)
     restored = checkpoint.restore(out / "checkpoints", state_like(own), best=not latest)
     learner, state = own.parts.learner, restored.train_state
@@ -98,6 +103,7 @@ def verify_run(
         "folds": accuracy.per_task.shape[0],
         "pairs_from": chosen.kind,
         "pairs_hash": digest.hexdigest()[:12],
+        "seen_classes": chosen.seen,
         "dataset": own.dataset.name,
         "algorithm": own.config.algorithm,
         "score": SCORES[own.config.algorithm],
@@ -137,6 +143,12 @@ def _check_learner(own: Workspace) -> None:
         )
 
 
+def _check_picture(picture: Path | None) -> None:
+    if picture is not None and (picture.is_dir() or not picture.parent.is_dir()):
+        what = "is a folder" if picture.is_dir() else f"is in {picture.parent}, which is no folder"
+        raise ConfigError(f"--picture {picture} {what}; give the name of a PNG file in a folder that exists.")
+
+
 def _drawn(own: Workspace, split: str, pairs: int) -> JudgedPairs:
     pool = own.dataset.splits[split]
     try:
@@ -144,7 +156,10 @@ def _drawn(own: Workspace, split: str, pairs: int) -> JudgedPairs:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     first, second, same = sample_pairs(evaluation_key(split), pool, pairs)
-    return JudgedPairs(np.asarray(first), np.asarray(second), np.asarray(same), FOLDS, f"drawn from split {split}")
+    names = own.dataset.class_names
+    seen = not set(names["train"]).isdisjoint(names[split])
+    kind = f"drawn from split {split}"
+    return JudgedPairs(np.asarray(first), np.asarray(second), np.asarray(same), FOLDS, kind, seen)
 
 
 def _listed(own: Workspace, listed: Path, images: Path | None) -> JudgedPairs:
@@ -155,4 +170,4 @@ def _listed(own: Workspace, listed: Path, images: Path | None) -> JudgedPairs:
     trained_on = own.dataset.class_names["train"]
     found = load_pairs(listed, folder, recipe=recipe, without=trained_on)
     folds = found.fold if len(np.unique(found.fold)) > 1 else FOLDS
-    return JudgedPairs(found.first, found.second, found.same, folds, f"list {listed.name}")
+    return JudgedPairs(found.first, found.second, found.same, folds, f"list {listed.name}", seen=False)

@@ -358,6 +358,7 @@ def test_clear_leaves_alone_what_is_being_prepared(own, capsys):
         (["show", "glyps"], "Did you mean 'glyphs'?"),
         (["show", "glyphs", "--split", "tset"], "Did you mean 'test'?"),
         (["show", "glyphs", "--ways", "0"], "--ways must be at least 1"),
+        (["prepare", "glyphs", "--ways", "5"], "--ways 5 is nothing to `jaxmeta data prepare glyphs`"),
         (["show", "glyphs", "--ways", "51"], "has 50 classes"),
         (["show", "glyphs", "--shots", "4"], "4 shots + 5 queries were asked for"),
         (["show", "glyphs", "--queries", "1", "--out", "."], "is a folder"),

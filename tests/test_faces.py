@@ -146,6 +146,7 @@ def test_a_run_is_verified_from_the_command_line(lfw, tmp_path, capsys):
     drawn = verified("--pairs", "400")
     assert (run / "roc.png").stat().st_size > 0 and not drawn["damaged_checkpoints"]
     assert (drawn["pairs"], drawn["folds"], drawn["pairs_from"]) == (400, 10, "drawn from split test")
+    assert drawn["seen_classes"] is False and verified("--pairs", "400", "--split", "train")["seen_classes"] is True
     # Colours that were never trained on: far from guessing, whatever the chip rounds.
     assert drawn["area_under_roc"] > 0.75 and drawn["verification_accuracy"] > 0.6 > 0.4 > drawn["equal_error_rate"]
     assert verified("--pairs", "400") == drawn
@@ -166,9 +167,16 @@ def test_a_run_is_verified_from_the_command_line(lfw, tmp_path, capsys):
         (["--pairs", "41"], "--pairs is an even number, 20 at least"),
         (["--images", str(lfw)], "leave it out without --list"),
         (["--list", str(tmp_path / "none.txt")], "cannot be read"),
+        (["--picture", str(tmp_path / "nowhere" / "roc.png")], "give the name of a PNG file in a folder that exists"),
     ):
         assert main(["verify", str(run), *wrong]) == 2
         assert message in capsys.readouterr().err
+    # The folder's people changed: some of training would be tested on.
+    classes = json.loads((run / "classes.json").read_text())
+    classes["splits"]["train"] += classes["splits"]["test"]
+    (run / "classes.json").write_text(json.dumps(classes))
+    assert main(["verify", str(run), "--pairs", "400"]) == 2
+    assert "which would be tested on now" in capsys.readouterr().err
 
 
 def test_published_folds_are_kept():

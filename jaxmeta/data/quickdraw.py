@@ -94,8 +94,8 @@ def load_quickdraw(
         written = write_beside(path, f"-split{seed}.json", split)
         _LOG.warning(
             "%d of the %d categories of Quick, Draw! are there: the split is drawn from seed %d, and not that of "
-            "Meta-Dataset. It is written in %s.",
-            *(len(names), CATEGORIES, seed, written),
+            "Meta-Dataset.%s",
+            *(len(names), CATEGORIES, seed, f" It is written in {written}." if written.is_file() else ""),
         )
     pool = cached_dataset(path, lambda: _read(files, per_class), source=str(data_dir)).splits["all"]
     pools, pool_names = divide_pool(pool, names, split)
