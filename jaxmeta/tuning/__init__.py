@@ -36,13 +36,34 @@ from jaxmeta.tuning.optimizer_tasks import varied_mlp
 from jaxmeta.tuning.optimizer_training import optimizer_learner
 from jaxmeta.tuning.ranges import Range, check_range, raw_of, raws_of, value_of, values_of
 from jaxmeta.tuning.replay import Replay, add_to_replay, empty_replay, sample_replay
-from jaxmeta.tuning.reweighting import Weighting, flip_labels, reweighting, weight_network
+from jaxmeta.tuning.reweighting import (
+    Weighting,
+    flip_labels,
+    one_step_weights,
+    reweighted_objective,
+    reweighting,
+    weight_network,
+)
 from jaxmeta.tuning.search import Search, SearchState, architecture_search
 from jaxmeta.tuning.supernet import Supernet, mixture_of, read_off, supernet
 from jaxmeta.tuning.switch import Switch, choice_probabilities, fit_switch
-from jaxmeta.tuning.training import Hypers, change_light, hyper_sgd, training_objective, validation_loss_of
+from jaxmeta.tuning.training import (
+    Hypers,
+    change_light,
+    hyper_sgd,
+    training_losses,
+    training_objective,
+    validation_loss_of,
+)
 from jaxmeta.tuning.training_environment import Training, keep_action, shares_of, training_environment, values_at
 from jaxmeta.tuning.warm_start import Experience, expected_scores, warm_start
+from jaxmeta.tuning.whole_trainings import (
+    MetaTrainReport,
+    MetaTrainState,
+    WholeTraining,
+    learn_over_trainings,
+    whole_training,
+)
 
 __all__ = [
     "Architecture",
@@ -50,6 +71,14 @@ __all__ = [
     "Environment",
     "Experience",
     "HyperController",
+    "one_step_weights",
+    "reweighted_objective",
+    "training_losses",
+    "MetaTrainReport",
+    "MetaTrainState",
+    "WholeTraining",
+    "learn_over_trainings",
+    "whole_training",
     "Hypers",
     "LearnedOptimizer",
     "Network",

@@ -17,8 +17,9 @@ from jax.core import Tracer
 
 from jaxmeta.base import Key, Metrics, Model, PyTree
 from jaxmeta.metagrad import check_count
-from jaxmeta.tuning.environment import Environment, Outcome, Policy, choose
+from jaxmeta.tuning.environment import Environment, Outcome, Policy
 from jaxmeta.tuning.replay import Replay, add_to_replay, empty_replay, sample_replay
+from jaxmeta.tuning.trees import choose
 
 
 class Transition(NamedTuple):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxmeta.base import Key, PyTree
 from jaxmeta.metagrad import check_count
+from jaxmeta.tuning.trees import choose
 
 
 class Outcome(NamedTuple):
@@ -97,25 +98,6 @@ def rollout(
 
     (state, _), trace = jax.lax.scan(one, (state, jnp.bool_(False)), jnp.arange(num_steps))
     return state, trace
-
-
-def choose(which: jax.Array, first: PyTree, second: PyTree) -> PyTree:
-    """Take one tree where a truth value holds, else the other.
-
-    Args:
-      which: A scalar; under `vmap` one for each pair.
-      first: Taken where it is True.
-      second: A tree of the same shapes.
-
-    Returns:
-      A tree of that kind.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> choose(jnp.bool_(True), {"a": jnp.ones(1)}, {"a": jnp.zeros(1)})["a"].tolist()
-      [1.0]
-    """
-    return jax.tree.map(lambda one, other: jnp.where(which, one, other), first, second)
 
 
 class BanditState(NamedTuple):

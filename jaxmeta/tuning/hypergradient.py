@@ -17,6 +17,7 @@ from jaxmeta.inner import inner_loop, meta_grad
 from jaxmeta.metagrad import check_count
 from jaxmeta.tuning.meta_network import HyperController, training_features
 from jaxmeta.tuning.training import Hypers, hyper_sgd
+from jaxmeta.tuning.trees import all_finite, choose
 
 ValidationLoss = Callable[[PyTree, PyTree, Key], jax.Array]
 
@@ -204,15 +205,15 @@ def hypergradient(
     def step(state: TuneState, training, validation, key, progress=0.0):
         (loss, trained), grads = gradient(state, training, validation, key, progress)
         highest = jnp.maximum(loss, trained.losses.max())
-        healthy = _all_finite((trained.params, trained.opt_state, highest)) & (highest <= max_loss)
+        healthy = all_finite((trained.params, trained.opt_state, highest)) & (highest <= max_loss)
         healthy &= loss - state.loss <= max_rise
-        usable = healthy & _all_finite(grads)
+        usable = healthy & all_finite(grads)
         updates, meta_opt_state = meta_optimizer.update(grads, state.meta_opt_state, state.theta)
-        theta = _choose(healthy, state.theta, controller.retreat(state.theta))
-        theta = _choose(usable, optax.apply_updates(state.theta, updates), theta)
+        theta = choose(healthy, state.theta, controller.retreat(state.theta))
+        theta = choose(usable, optax.apply_updates(state.theta, updates), theta)
         reached = (*trained[:3], loss.astype(state.loss.dtype))
-        params, average, opt_state, loss_now = _choose(healthy, reached, state[1:5])
-        meta_opt_state = _choose(usable, meta_opt_state, state.meta_opt_state)
+        params, average, opt_state, loss_now = choose(healthy, reached, state[1:5])
+        meta_opt_state = choose(usable, meta_opt_state, state.meta_opt_state)
         counts = state.diverged + ~healthy, state.skipped + ~usable
         new_state = TuneState(state.round + 1, params, average, opt_state, loss_now, theta, meta_opt_state, *counts)
         report = TuneRound(
@@ -285,11 +286,3 @@ def average_of_rounds(average: PyTree, phis: PyTree, index: jax.Array | int, rou
     """
     share = 1.0 / jnp.minimum(index + 1, rounds)
     return jax.tree.map(lambda mean, phi: mean + share.astype(mean.dtype) * (phi.mean(0) - mean), average, phis)
-
-
-def _all_finite(tree: PyTree) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)] or [jnp.bool_(True)]))
-
-
-def _choose(condition, yes, no):
-    return jax.tree.map(lambda first, second: jnp.where(condition, first, second), yes, no)

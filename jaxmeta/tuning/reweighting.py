@@ -7,8 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.base import Key, PyTree
+from jaxmeta.base import Batch, Key, PyTree
 from jaxmeta.tuning.meta_network import HyperController
+from jaxmeta.tuning.networks import Network
+from jaxmeta.tuning.training import Hypers, training_losses, validation_loss_of
+
+TINY = 1e-12
 
 
 class Weighting(NamedTuple):
@@ -98,6 +102,82 @@ def reweighting(controller: HyperController, weighting: Weighting) -> HyperContr
         return {**theta, "hypers": controller.retreat(theta["hypers"])}
 
     return HyperController(init, hypers, retreat)
+
+
+def one_step_weights(losses_of: Callable[[PyTree], jax.Array], validation_loss, params: PyTree) -> jax.Array:
+    """Ask of each example of a mini-batch whether a step on it would help: what it counts then.
+
+    `w_n = max(0, u_n) / sum_m max(0, u_m)`, `u_n = -d/de_n L_validation(phi - sum_m e_m grad l_m(phi))` at e = 0
+
+    u_n is the product of the gradients of the example and of validation, so that no step is taken: one gradient and one
+    directional derivative give those of all examples exactly.
+
+    Args:
+      losses_of: `(params) -> losses [examples]` of the mini-batch.
+      validation_loss: `(params) -> scalar`, on examples whose labels are right.
+      params: phi.
+
+    Returns:
+      `[examples]`, summing to 1; all 0 where no example helps. No derivative goes through them.
+
+    Example:
+      >>> wanted = jnp.array([1.0, 2.0, -1.0])  # the last label is wrong
+      >>> weights = one_step_weights(lambda phi: (phi - wanted) ** 2, lambda phi: (phi - 1.0) ** 2, jnp.zeros(()))
+      >>> [round(float(weight), 3) for weight in weights]
+      [0.333, 0.667, 0.0]
+
+    Source: Ren, Zeng, Yang and Urtasun, 2018, arXiv 1803.09050, algorithm 1.
+    """
+    direction = jax.grad(validation_loss)(params)
+    _, helps = jax.jvp(losses_of, (params,), (direction,))
+    helps = jnp.maximum(jax.lax.stop_gradient(helps), 0.0)
+    return helps / jnp.maximum(helps.sum(), TINY)
+
+
+def reweighted_objective(network: Network, batch_size: int, judged: int) -> Callable:
+    """Make the objective of a training in which an example counts as much as a step on it helps on validation data.
+
+    `sum_n w_n CE(z(x'_n), (1 - s) y_n + s / classes)`, w by `one_step_weights` in every step anew
+
+    Args:
+      network: The classifier.
+      batch_size: Examples in a mini-batch, drawn with replacement.
+      judged: Validation examples that weigh them, drawn as well.
+
+    Returns:
+      `(params, hypers, state, data, key) -> scalar, ()`, as `training_objective` gives; but data is a pair of `Batch`,
+      training and validation.
+
+    Raises:
+      ValueError: less than one example of either kind.
+
+    Example:
+      >>> from jaxmeta.base import Batch
+      >>> from jaxmeta.tuning import Hypers, conv_net
+      >>> network = conv_net(3, widths=(2,), hidden=4)
+      >>> data = Batch(jnp.ones([6, 4, 4, 1]), jnp.zeros([6], jnp.int32), jnp.ones([6]))
+      >>> params = network.init(jax.random.key(0), data.inputs)
+      >>> objective = reweighted_objective(network, 2, 3)
+      >>> objective(params, Hypers(0.1), (), (data, data), jax.random.key(1))[0].shape
+      ()
+
+    Source: Ren, Zeng, Yang and Urtasun, 2018, arXiv 1803.09050.
+    """
+    losses_of = training_losses(network, batch_size)
+    validation_loss = validation_loss_of(network, judged)
+
+    def objective(params, hypers: Hypers, state, data: tuple[Batch, Batch], key: Key):
+        del state
+        training, validation = data
+        key_training, key_validation = jax.random.split(key)
+
+        def losses(params):
+            return losses_of(params, hypers, training, key_training)[0]
+
+        weights = one_step_weights(losses, lambda params: validation_loss(params, validation, key_validation), params)
+        return jnp.sum(weights * losses(params)), ()
+
+    return objective
 
 
 def flip_labels(key: Key, targets: jax.Array, share: float, classes: int) -> tuple[jax.Array, jax.Array]:

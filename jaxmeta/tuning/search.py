@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxmeta.metagrad import unrolled
 from jaxmeta.tuning.networks import Network
 from jaxmeta.tuning.supernet import Supernet
 from jaxmeta.tuning.training import Hypers, hyper_sgd, training_objective
+from jaxmeta.tuning.trees import all_finite, choose
 
 
 class SearchState(NamedTuple):
@@ -116,9 +117,8 @@ def architecture_search(
         (loss, _), grads = gradient(state.scores, (), training, validation, key_scores)
         updates, scores_state = scores_optimizer.update(grads, state.scores_state, state.scores)
         moved = optax.apply_updates(state.scores, updates), scores_state
-        finite = jnp.isfinite(optax.tree.norm(grads)) & jnp.isfinite(loss)
-        kept: Any = state.scores, state.scores_state
-        scores, scores_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, kept)
+        finite = all_finite((grads, loss))
+        scores, scores_state = choose(finite, moved, (state.scores, state.scores_state))
         result = train(state.params, scores, (), training, key_weights, opt_state=state.opt_state)
         skipped = state.skipped + (~finite).astype(jnp.int32)
         state = SearchState(result.phi, result.opt_state, scores, scores_state, state.step + 1, skipped)

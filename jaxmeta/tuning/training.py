@@ -90,22 +90,53 @@ def training_objective(network: Network, batch_size: int, *, weigh: Callable = w
       >>> loss.shape
       ()
     """
-    check_count("training_objective", "batch_size", batch_size, 1)
+    losses_of = training_losses(network, batch_size)
 
     def objective(params, hypers: Hypers, state, data: Batch, key: Key):
         del state
+        losses, weights, chosen = losses_of(params, hypers, data, key)
+        if hypers.example_weights is not None:
+            weights = weights * weigh(hypers.example_weights, chosen, jax.lax.stop_gradient(losses))
+        return weighted_mean(losses, weights), ()
+
+    return objective
+
+
+def training_losses(network: Network, batch_size: int) -> Callable:
+    """Make the losses of a mini-batch, one by one, that is drawn from a key, with all noise: `training_objective`'s.
+
+    Args:
+      network: The classifier.
+      batch_size: Examples in a mini-batch, drawn with replacement.
+
+    Returns:
+      `(params, hypers, data, key) -> losses, weights, chosen`, all `[examples]`: the weights of the data, and which
+      examples were drawn.
+
+    Raises:
+      ValueError: fewer than one example.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxmeta.tuning import conv_net
+      >>> network = conv_net(3, widths=(2,), hidden=4)
+      >>> data = Batch(jnp.ones([6, 4, 4, 1]), jnp.zeros([6], jnp.int32), jnp.ones([6]))
+      >>> params = network.init(jax.random.key(0), data.inputs)
+      >>> [leaf.shape for leaf in training_losses(network, 2)(params, Hypers(0.1), data, jax.random.key(1))]
+      [(2,), (2,), (2,)]
+    """
+    check_count("training_objective", "batch_size", batch_size, 1)
+
+    def losses_of(params, hypers: Hypers, data: Batch, key: Key):
         key_batch, key_images, key_noise = jax.random.split(key, 3)
         chosen = jax.random.randint(key_batch, [batch_size], 0, data.targets.shape[0])
         inputs, targets, weights = (leaf[chosen] for leaf in data)
         inputs = change_light(key_images, inputs, hypers.augmentation)
         outputs = network.apply(params, inputs, key=key_noise, dropout=hypers.dropout)
         soft = optax.smooth_labels(jax.nn.one_hot(targets, outputs.shape[-1]), hypers.label_smoothing)
-        losses = optax.softmax_cross_entropy(outputs, soft)
-        if hypers.example_weights is not None:
-            weights = weights * weigh(hypers.example_weights, chosen, jax.lax.stop_gradient(losses))
-        return weighted_mean(losses, weights), ()
+        return optax.softmax_cross_entropy(outputs, soft), weights, chosen
 
-    return objective
+    return losses_of
 
 
 def validation_loss_of(network: Network, batch_size: int) -> Callable[[PyTree, PyTree, Key], jax.Array]:

@@ -17,10 +17,11 @@ from jaxmeta.base import Batch, Episode, Key, PyTree
 from jaxmeta.inner import inner_loop
 from jaxmeta.losses import accuracy, cross_entropy
 from jaxmeta.metagrad import check_count, first_order
-from jaxmeta.tuning.environment import Environment, Outcome, choose
+from jaxmeta.tuning.environment import Environment, Outcome
 from jaxmeta.tuning.networks import Network
 from jaxmeta.tuning.ranges import Range, check_range, raws_of, value_of
 from jaxmeta.tuning.training import Hypers, hyper_sgd, training_objective
+from jaxmeta.tuning.trees import choose
 
 # Observations are of order 1; what explodes is held at this.
 LIMIT = 5.0

@@ -56,7 +56,9 @@ def expected_scores(experience: Experience, features: jax.Array, *, width: float
     # What is the same in all earlier tasks tells none of them from another.
     scale = jnp.where(spread > 1e-6, 1 / jnp.maximum(spread, 1e-6), 0.0)
     known, new = (known - middle) * scale, (features - middle) * scale
-    between = jnp.sqrt(jnp.sum((known[:, None] - known) ** 2, -1))
+    # |a - b|^2 = |a|^2 + |b|^2 - 2ab, since the differences of all would not fit in memory.
+    squares = jnp.sum(known**2, -1)
+    between = jnp.sqrt(jnp.maximum(squares[:, None] + squares - 2 * known @ known.T, 0.0))
     unit = jnp.maximum(between.sum() / max(known.shape[0] * (known.shape[0] - 1), 1), 1e-6)
     closeness = -jnp.sum((known - new) ** 2, -1) / (2 * (width * unit) ** 2)
     tried = ~jnp.isnan(scores)

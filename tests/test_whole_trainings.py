@@ -1,0 +1,195 @@
+"""Hypergradients through whole trainings against closed forms, what follows a step too far, and one-step weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxmeta import example_batch, inner_loop
+from jaxmeta.tuning import (
+    Hypers,
+    Network,
+    Range,
+    flip_labels,
+    hyper_sgd,
+    hypergradient,
+    learn_over_trainings,
+    learned_values,
+    meta_network,
+    one_step_weights,
+    reweighted_objective,
+    training_losses,
+    tune,
+    whole_training,
+)
+
+RATE = Range(1e-3, 8.0)
+
+
+def half_square(params, data, key):
+    """One half of the squared distance to the data; a step of rate r leaves (1 - r) of it."""
+    return 0.5 * sum(jnp.sum((leaf - data) ** 2) for leaf in jax.tree.leaves(params))
+
+
+def noisy_square(params, data, key):
+    return half_square(params, data + 0.1 * jax.random.normal(key), key)
+
+
+def as_objective(loss):
+    return lambda params, hypers, state, data, key: (loss(params, data, key), ())
+
+
+def trained_by(controller, **options):
+    return whole_training(as_objective(half_square), half_square, controller, **options)
+
+
+def learn(rate, meta_optimizer, *, trainings, validation_loss=half_square, **bounds):
+    """Learn the rate of a training of two steps from 0 to 1; the states and reports of each training."""
+    controller = learned_values({"learning_rate": RATE}, Hypers(rate))
+    train = trained_by(controller, num_rounds=2, num_steps=1, averaged_rounds=0)
+    init, step = learn_over_trainings(train, validation_loss, controller, meta_optimizer, **bounds)
+    step, states, reports = jax.jit(step), [init(controller.init(jax.random.key(0)))], []
+    for _ in range(trainings):
+        state, report = step(states[-1], jnp.zeros(()), 1.0, 1.0, jax.random.key(0))
+        states.append(state)
+        reports.append(report)
+    return controller, states, reports
+
+
+@pytest.mark.parametrize(("rounds", "steps"), [(1, 6), (3, 2), (6, 1)])
+def test_the_gradient_is_that_of_all_steps(x64, rounds, steps):
+    """`L = (1 - r)^12 / 2`, so that `dL/dr = -6 (1 - r)^11`, however the steps are divided into rounds."""
+    controller = learned_values({"learning_rate": RATE}, Hypers(0.2))
+    train = trained_by(controller, num_rounds=rounds, num_steps=steps, averaged_rounds=0)
+
+    def loss(theta):
+        return half_square(train(theta, jnp.zeros(()), 1.0, jax.random.key(0)).params, 1.0, None)
+
+    theta = controller.init(jax.random.key(0))
+    share = np.log(0.2 / RATE.low) / np.log(RATE.high / RATE.low)
+    slope = 0.2 * np.log(RATE.high / RATE.low) * share * (1 - share)
+    np.testing.assert_allclose(loss(theta), 0.8**12 / 2, rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(loss)(theta)["raw"]["learning_rate"], -6 * 0.8**11 * slope, rtol=1e-6)
+
+
+@pytest.mark.parametrize("averaged_rounds", [0, 2])
+def test_it_takes_the_steps_of_tune(averaged_rounds):
+    """With the noise of the same keys, and a network that sees another training in every round."""
+    ranges, params = {"learning_rate": RATE}, {"flat": jnp.zeros(()), "steep": jnp.ones(2)}
+    controller = meta_network(ranges, Hypers({"flat": 0.2, "steep": 0.1}), hidden=3)
+    theta = jax.tree.map(lambda leaf: leaf + 0.3, controller.init(jax.random.key(1)))
+    sizes = {"num_steps": 2, "averaged_rounds": averaged_rounds}
+    tuner = hypergradient(as_objective(noisy_square), noisy_square, controller, optax.set_to_zero(), **sizes)
+    state = tuner.init(jax.random.key(0), params)._replace(theta=theta)
+    state, rounds = jax.jit(lambda state: tune(tuner, state, 1.0, 1.0, jax.random.key(2), num_rounds=3))(state)
+    train = whole_training(as_objective(noisy_square), noisy_square, controller, num_rounds=3, **sizes)
+    result = jax.jit(train)(theta, params, 1.0, jax.random.key(2))
+    for ours, theirs in ((result.params, state.average), (result.hypers, rounds.hypers)):
+        jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5), ours, theirs)
+    assert result.losses.shape == (3, 2) and np.ptp(result.hypers.learning_rate["flat"]) > 1e-3
+
+
+def test_a_rate_is_found_from_far_away():
+    for rate in (0.01, 1.9):
+        controller, states, reports = learn(rate, optax.adam(0.3), trainings=30)
+        found = controller.hypers(states[-1].best_theta, None).learning_rate
+        assert float(states[-1].best_loss) == min(float(report.loss) for report in reports) < 1e-3
+        assert 0.7 < found < 1.3
+
+
+def test_a_step_too_far_is_taken_back_and_the_next_are_smaller():
+    # From 0.5 the first step leads to a rate near 8, with a loss of (1 - r)^4 / 2.
+    controller, states, reports = learn(0.5, optax.sgd(1e3), trainings=2, max_loss=100.0)
+    first, far, back = (state.theta["raw"]["learning_rate"] for state in states)
+    assert far - first > 10 and bool(reports[1].diverged) and np.isinf(reports[1].loss)
+    np.testing.assert_allclose(back, (first + far) / 2, rtol=1e-5)
+    assert (states[2].shrunk, states[2].diverged, states[2].skipped) == (0.5, 1, 1)
+    assert states[2].best_theta == states[0].theta and states[2].best_loss == reports[0].loss
+    np.testing.assert_allclose(controller.hypers(states[2].best_theta, None).learning_rate, 0.5, rtol=1e-5)
+    # A rise that is no divergence is one all the same where it is more than chance.
+    _, states, reports = learn(0.5, optax.sgd(10.0), trainings=2, max_rise=1e-3)
+    assert not reports[1].diverged and reports[1].loss > reports[0].loss + 1e-3
+    assert (states[2].shrunk, states[2].diverged, states[2].skipped) == (0.5, 0, 1)
+
+
+def test_while_no_training_ends_well_the_rates_retreat():
+    _, states, reports = learn(7.0, optax.sgd(1.0), trainings=3, max_loss=10.0)
+    raws = [float(state.theta["raw"]["learning_rate"]) for state in states]
+    assert all(bool(report.diverged) for report in reports) and raws[0] > raws[1] > raws[2] > raws[3]
+    assert states[3].diverged == 3 and np.isinf(states[3].best_loss)
+
+
+def test_of_a_gradient_that_is_no_number_nothing_is_learned():
+    def rooted(params, data, key):
+        return jnp.sqrt(0.0 * params)  # 0, and without a derivative there.
+
+    _, states, reports = learn(0.5, optax.sgd(1.0), trainings=1, validation_loss=rooted)
+    assert np.isfinite(reports[0].loss) and not reports[0].diverged
+    assert (states[1].skipped, states[1].diverged) == (1, 0) and states[1].theta == states[0].theta
+
+
+def test_what_cannot_be_is_refused():
+    controller = learned_values({}, Hypers(0.1))
+    for name, given in (("num_rounds", 0), ("num_steps", 0), ("averaged_rounds", -1)):
+        with pytest.raises(ValueError, match=name):
+            trained_by(controller, **{"num_rounds": 1, "num_steps": 1, name: given})
+    for bound in ("max_rise", "max_loss"):
+        with pytest.raises(ValueError, match="max_rise > 0 and max_loss > 0; given"):
+            learn_over_trainings(lambda: None, half_square, controller, optax.sgd(1.0), **{bound: 0.0})
+
+
+# Weights of examples by what a step on them does.
+
+
+def linear_network():
+    return Network(
+        lambda key, inputs: {"head": jnp.zeros([inputs.shape[1], 2])},
+        lambda params, inputs, *, key=None, dropout=0.0: inputs @ params["head"],
+    )
+
+
+def flipped_problem():
+    """Two clouds of points, of which 40 % bear the other's label; and twenty that do not."""
+    rng, targets = np.random.default_rng(0), jnp.arange(80) % 2
+    inputs = jnp.asarray(rng.normal(size=[80, 2]) + 3 * np.asarray(targets)[:, None] - 1.5, jnp.float32)
+    labels, wrong = flip_labels(jax.random.key(3), targets, 0.4, 2)
+    return example_batch(inputs, labels), example_batch(inputs[:20], targets[:20]), wrong
+
+
+def test_one_step_weights_are_the_derivative_of_a_step(x64):
+    """By central differences of the validation loss after a step on the example."""
+    training, validation, _ = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), flipped_problem())
+    params = {"head": jnp.asarray(np.random.default_rng(1).normal(size=[2, 2]))}
+
+    def losses(params):
+        return optax.softmax_cross_entropy_with_integer_labels(training.inputs @ params["head"], training.targets)[:12]
+
+    def validation_loss(params):
+        logits = validation.inputs @ params["head"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, validation.targets).mean()
+
+    def after(weights):
+        grads = jax.grad(lambda params: weights @ losses(params))(params)
+        return validation_loss(jax.tree.map(lambda leaf, grad: leaf - grad, params, grads))
+
+    small = 1e-5 * jnp.eye(12)
+    helps = np.array([float(after(-one) - after(one)) / 2e-5 for one in small])
+    wanted = np.maximum(helps, 0) / np.maximum(helps, 0).sum()
+    assert 0 < (wanted == 0).sum() < 12
+    np.testing.assert_allclose(one_step_weights(losses, validation_loss, params), wanted, atol=1e-6)
+
+
+def test_no_example_counts_where_none_helps():
+    weights = one_step_weights(lambda phi: (phi + jnp.ones(3)) ** 2, lambda phi: (phi - 1.0) ** 2, jnp.zeros(()))
+    assert weights.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_training_by_one_step_weights_leaves_wrong_labels_aside():
+    training, validation, wrong = flipped_problem()
+    network, hypers = linear_network(), Hypers(0.3)
+    solve = inner_loop(reweighted_objective(network, 40, 20), hyper_sgd, 40)
+    params = network.init(jax.random.key(0), training.inputs)
+    params = jax.jit(solve)(params, hypers, (), (training, validation), jax.random.key(1)).phi
+    losses, _, chosen = training_losses(network, 400)(params, hypers, training, jax.random.key(2))
+    assert losses[wrong[chosen]].mean() > 4 * losses[~wrong[chosen]].mean()
