@@ -11,7 +11,7 @@ Setting   a task: five digits of MNIST (0 to 4 in training, 5 to 9 held out; wit
           back-propagation, full or truncated, through 100 steps. Each rival takes the same number of steps on the same
           held-out tasks from the same starts; the rates of Adam and SGD are tuned on training tasks for each column
           anew, the last too, which favours them there. The loss is that of all 300 training images.
-Hardware  small: made for 20 minutes on two CPU cores, three seeds together; full: one GPU.
+Hardware  small: two CPU cores, where it has not been run to its end yet; full: one GPU.
 """
 
 import argparse

@@ -9,7 +9,8 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 # Set before JAX is imported, and inherited by the command lines that tests start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPO / ".pytest_cache" / "compiled"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# Also the smallest programs: what one process of tests has compiled, the others need not.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAXMETA_CACHE", str(REPO / ".pytest_cache" / "data"))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The tests themselves are in as many processes as there are cores.
@@ -46,6 +47,12 @@ class TinyBody(nn.Module):
     def __call__(self, inputs, train, weights=None):
         hidden = BatchNorm()(Conv(4, strides=2, use_bias=False)(inputs), train=train, weights=weights)
         return max_pool_2x2(nn.relu(hidden)).mean((1, 2))
+
+
+def slowly(names, often):
+    """Give the parameters of a walk: those that are run every time, and the others, marked slow."""
+    assert set(often) <= set(names)
+    return [pytest.param(name, marks=() if name in often else pytest.mark.slow) for name in names]
 
 
 def tiny_model():

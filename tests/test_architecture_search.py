@@ -1,6 +1,9 @@
 """The space of architectures, all of its networks as one, and the search by first and second order."""
 
+import importlib.util
 import itertools
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +127,7 @@ def linear_problem():
     return supernet(space, 2), data
 
 
-@pytest.mark.parametrize("lookahead", [0, 2])
+@pytest.mark.parametrize("lookahead", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_the_gradient_of_the_scores_is_exact(x64, lookahead):
     """Against finite differences of training and validating by hand; with none ahead the weights are fixed."""
     every, data = linear_problem()
@@ -169,7 +172,7 @@ def stripes(examples, seed):
     return Batch(jnp.asarray(pixels[..., None], jnp.float32), jnp.asarray(targets), jnp.ones(examples))
 
 
-@pytest.mark.parametrize("lookahead", [0, 1])
+@pytest.mark.parametrize("lookahead", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_the_search_finds_the_width_that_is_enough(lookahead):
     """Four channels tell more than one; the mixture decides, and the same key finds the same."""
     space = Space(cells=1, kernels=(1, 3), widths=(1, 4), norms=("none",), pools=("max",))
@@ -206,3 +209,18 @@ def test_scores_stay_where_they_are_while_the_loss_is_no_number():
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.scores))
     with pytest.raises(ValueError, match="lookahead of 0 or more; given -1"):
         architecture_search(every, Hypers(0.1), batch_size=4, lookahead=-1)
+
+
+@pytest.mark.slow
+def test_the_experiment_runs(shared, tmp_path):
+    """For a few steps, on the real images."""
+    path = Path(__file__).resolve().parents[1] / "experiments" / "cifar10_architecture.py"
+    spec = importlib.util.spec_from_file_location("cifar10_architecture", path)
+    experiment = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(experiment)
+    sizes = "--seeds 1 --search-steps 2 --train-steps 30 --rivals 2".split()
+    experiment.main(["--data-dir", str(shared / "data" / "cifar10"), "--out", str(tmp_path), *sizes])
+    (record,) = json.loads((tmp_path / "result.json").read_text())["seeds"]
+    assert len(record["rivals"]) == 2 and record[experiment.BEST]["afforded"] in (1, 2)
+    for found in (record["first order"], record["second order"], *record["rivals"]):
+        assert 0.1 < found["test"] < 0.6 and found["seconds"] > 0

@@ -109,6 +109,7 @@ def test_train_leaves_a_whole_run_folder(tmp_path, capsys):
     assert other["episodes"] == 7 and other["mse"] != result["mse"]
 
 
+@pytest.mark.slow
 def test_classification_run_on_glyphs(tmp_path, capsys):
     run = tmp_path / "run"
     small = ["--filters", "4", "--tasks", "4", "--steps", "10", "--eval-episodes", "20", "--validation-episodes", "8"]

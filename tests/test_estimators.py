@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from conftest import flat_model
+from conftest import flat_model, slowly
 from jaxmeta import (
     CRITERIA,
     ESTIMATORS,
@@ -209,7 +209,7 @@ def test_evolution_serves_a_loop_that_cannot_be_differentiated():
     np.testing.assert_allclose(gradient, 20 * problem.theta, rtol=0.15)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slowly(CASES, ["exact", "pes"]))
 def test_trains_a_classifier_in_chunks(source, name):
     """Each estimator, through the train step, jitted and in two chunks of tasks, with its state carried on."""
     learner = maml(flat_model(), inner_optimizer=optax.sgd(0.1))

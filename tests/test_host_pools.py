@@ -75,6 +75,7 @@ def test_a_host_pool_gives_the_episodes_of_a_device_pool(both, name):
     assert sum(leaf.size for leaf in jax.tree.leaves(host.pool)) == 12
 
 
+@pytest.mark.slow
 def test_groups_and_augmentation_are_read_ahead_too(both):
     groups = ["a"] * 4 + ["b"] * 5 + ["c"] * 3
     device, host = (augmented(within_groups(source, groups), NAMES) for source in both)

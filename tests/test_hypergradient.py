@@ -312,7 +312,7 @@ def test_the_mean_of_rounds_is_what_is_judged(x64):
     np.testing.assert_allclose(mean, 0.25)
 
 
-@pytest.mark.parametrize("make", [learned_values, meta_network])
+@pytest.mark.parametrize("make", [learned_values, pytest.param(meta_network, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("factor", [1 / 30, 30.0])
 def test_a_start_far_from_the_best_rate_recovers(make, factor):
     """Of fixed rates 0.3 is about best; 9 is beyond what converges at all, and 0.01 gets half of the way."""

@@ -102,7 +102,7 @@ def test_adam_in_an_inner_loop_is_that_of_optax():
         np.testing.assert_allclose(mine[name], expected[name], rtol=2e-4)
 
 
-@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("maker", ["mlp", pytest.param("lstm", marks=SLOW)])
 def test_it_is_a_transformation_like_others(maker):
     optimizer = MAKERS[maker]()
     transformation = optax.chain(optax.clip(0.5), optimizer.transform(noisy(optimizer.init(KEY))), optax.scale(2.0))
@@ -152,7 +152,7 @@ def quartic(phi, theta, state, data, key):
     ("maker", "strategy"),
     [
         ("mlp", "mixed_mode"),
-        ("lstm", "remat_group"),
+        pytest.param("lstm", "remat_group", marks=SLOW),
         pytest.param("mlp", "unrolled", marks=SLOW),
     ],
 )
@@ -264,9 +264,7 @@ def meta_training(way):
     return run
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=SLOW if way in ("the last steps", "pes") else ()) for way in WAYS]
-)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=() if way == "full unrolls" else SLOW) for way in WAYS])
 def test_training_lowers_the_meta_loss(way):
     _, before, after, nonfinite = meta_training(way)(KEY)
     assert after < 0.8 * before and not nonfinite.any()

@@ -1,5 +1,9 @@
 """Features of tasks against NumPy, scikit-learn and SciPy; the configuration that worked on similar tasks."""
 
+import importlib.util
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -194,3 +198,19 @@ def test_a_switch_chooses_by_the_features_of_a_task():
     assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (switch, again)), strict=True))
     with pytest.raises(ValueError, match=r"of two tasks and two choices or more; given \[5, 2\] and \[5, 1\]"):
         fit_switch(jax.random.key(0), Experience(jnp.ones([5, 2]), jnp.ones([5, 1])))
+
+
+@pytest.mark.slow
+def test_the_experiment_runs(shared, tmp_path):
+    """For a few steps, on the real digits."""
+    path = Path(__file__).resolve().parents[1] / "experiments" / "mnist_metafeatures.py"
+    spec = importlib.util.spec_from_file_location("mnist_metafeatures", path)
+    experiment = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(experiment)
+    sizes = "--seeds 1 --steps 4 --tasks 6".split()
+    experiment.main(["--data-dir", str(shared / "data" / "mnist"), "--out", str(tmp_path), *sizes])
+    (of_seed,) = json.loads((tmp_path / "result.json").read_text())["seeds"]
+    assert len(of_seed) == 5 and (tmp_path / "accuracy.png").stat().st_size > 0
+    # Nothing was learned in four steps, and a perceptron from scratch knows a digit from fifty examples all the same.
+    assert all(set(found) == {"1", "5", "10", "50"} for found in of_seed.values())
+    assert of_seed["scratch"]["50"] > 0.8 and of_seed["nearest example"]["50"] > 0.8

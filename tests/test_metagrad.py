@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
+from conftest import slowly
 from jaxmeta import (
     METAGRADS,
     MixedModeWarning,
@@ -129,7 +130,11 @@ def assert_agree_on_network(problem, metagrads):
 
 @pytest.mark.parametrize(
     ("problem", "name"),
-    [("block", "sgd"), ("attention", "momentum"), pytest.param("block", "adam", marks=pytest.mark.slow)],
+    [
+        ("block", "sgd"),
+        pytest.param("attention", "momentum", marks=pytest.mark.slow),
+        pytest.param("block", "adam", marks=pytest.mark.slow),
+    ],
 )
 def test_strategies_agree_on_networks(x64, problem, name):
     """Four inner steps; theta holds the start, the learning rates and the weights of the examples."""
@@ -171,8 +176,15 @@ def logistic(num_steps, optimizer, metagrad, *, proximal=0.0, noise=0.01):
     return meta_loss, (theta, jnp.array(0.9), {"inputs": inputs, "signs": jnp.array([1, -1, 1, 1, -1])})
 
 
-@pytest.mark.parametrize("make", [inner_sgd, inner_momentum, inner_adam])
-@pytest.mark.parametrize("name", ["unrolled", "remat_group", "mixed_mode", "forward"])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        # Every strategy and every optimiser, and the other pairs slowly.
+        pytest.param(name, make, marks=() if make is inner_sgd or name == "mixed_mode" else pytest.mark.slow)
+        for name in ("unrolled", "remat_group", "mixed_mode", "forward")
+        for make in (inner_sgd, inner_momentum, inner_adam)
+    ],
+)
 def test_finite_differences(x64, name, make):
     """With respect to theta, the state and the data: all cotangents are there."""
     meta_loss, (theta, state, data) = logistic(3, make(lambda theta: theta["rate"]), METAGRADS[name]())
@@ -183,7 +195,7 @@ def test_finite_differences(x64, name, make):
     check_grads(jax.jit(of_floats), (theta, state, data["inputs"]), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["unrolled", "mixed_mode", "forward"])
+@pytest.mark.parametrize("name", slowly(["unrolled", "mixed_mode", "forward"], ["mixed_mode"]))
 def test_third_order(x64, name):
     """The meta-gradient itself can be differentiated in reverse."""
     meta_loss, (theta, state, data) = logistic(2, inner_sgd(lambda theta: theta["rate"]), METAGRADS[name]())
@@ -197,7 +209,10 @@ def test_third_order(x64, name):
     np.testing.assert_allclose(*both(0.3), rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["unrolled", "remat", "remat_group", "mixed_mode", "forward", "implicit"])
+@pytest.mark.parametrize(
+    "name",
+    slowly(["unrolled", "remat", "remat_group", "mixed_mode", "forward", "implicit"], ["mixed_mode", "implicit"]),
+)
 def test_closed_over_tracers(x64, name):
     """What is differentiated and what is mapped may be closed over: as if they were given as arguments."""
     metagrad = METAGRADS[name]()
@@ -491,7 +506,7 @@ def test_mixed_mode_falls_back_where_there_is_no_forward_derivative(x64):
 
 
 @pytest.mark.parametrize("name", ["remat", "remat_group", "mixed_mode", "forward"])
-@pytest.mark.parametrize("make", [inner_sgd, inner_adam])
+@pytest.mark.parametrize("make", [inner_sgd, pytest.param(inner_adam, marks=pytest.mark.slow)])
 def test_whole_numbers_and_keys_in_the_data(x64, name, make):
     """They pass through the custom rules as arguments: closed over, they leak."""
 

@@ -173,6 +173,7 @@ class FlaxResNet12(nn.Module):
         return inputs.mean((1, 2))
 
 
+@pytest.mark.slow
 def test_resnet12_equals_flax_with_the_same_parameters(x64):
     model, inputs = resnet12(3, width=4), jax.random.normal(jax.random.key(0), [2, 17, 18, 3])
     params, state = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), jax.jit(model.init)(KEY, inputs))

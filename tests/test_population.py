@@ -92,6 +92,7 @@ def test_every_member_is_judged_as_alone(population):
     assert evaluations[3].metrics["mse"].per_task.shape == (10,)
 
 
+@pytest.mark.slow
 def test_a_strategy_with_a_rule_of_its_own_takes_traced_rates():
     everyone = jm.members([3], inner_lr=[0.05, 0.1])
 

@@ -12,7 +12,8 @@ from jaxmeta.check import meta_loss_of, quadratic
 
 assert len(jax.devices()) == 2
 mesh = jax.make_mesh((2,), ("tasks",))
-for name, factory in METAGRADS.items():
+for name in ("unrolled", "mixed_mode", "forward", "implicit", "truncated"):
+    factory = METAGRADS[name]
     case = quadratic(jax.random.key(0), proximal=2.0, learn_start=name != "truncated")
 
     def mean_loss(theta, targets):
@@ -42,7 +43,7 @@ for name, factory in METAGRADS.items():
         np.testing.assert_allclose(given[leaf], expected, rtol=1e-5, atol=1e-6)
     program = compiled.as_text()
     assert "all-reduce" in program and "all-gather" not in program, name
-print("ok", len(METAGRADS))
+print("ok")
 """
 
 

@@ -57,7 +57,7 @@ def learn(rate, meta_optimizer, *, trainings, validation_loss=half_square, **bou
     return controller, states, reports
 
 
-@pytest.mark.parametrize(("rounds", "steps"), [(1, 6), (3, 2), (6, 1)])
+@pytest.mark.parametrize(("rounds", "steps"), [(1, 6), (3, 2)])
 def test_the_gradient_is_that_of_all_steps(x64, rounds, steps):
     """`L = (1 - r)^12 / 2`, so that `dL/dr = -6 (1 - r)^11`, however the steps are divided into rounds."""
     controller = learned_values({"learning_rate": RATE}, Hypers(0.2))
@@ -69,8 +69,9 @@ def test_the_gradient_is_that_of_all_steps(x64, rounds, steps):
     theta = controller.init(jax.random.key(0))
     share = np.log(0.2 / RATE.low) / np.log(RATE.high / RATE.low)
     slope = 0.2 * np.log(RATE.high / RATE.low) * share * (1 - share)
-    np.testing.assert_allclose(loss(theta), 0.8**12 / 2, rtol=1e-6)
-    np.testing.assert_allclose(jax.grad(loss)(theta)["raw"]["learning_rate"], -6 * 0.8**11 * slope, rtol=1e-6)
+    value, grads = jax.jit(jax.value_and_grad(loss))(theta)
+    np.testing.assert_allclose(value, 0.8**12 / 2, rtol=1e-6)
+    np.testing.assert_allclose(grads["raw"]["learning_rate"], -6 * 0.8**11 * slope, rtol=1e-6)
 
 
 @pytest.mark.parametrize("averaged_rounds", [0, 2])
@@ -169,6 +170,7 @@ def test_one_step_weights_are_the_derivative_of_a_step(x64):
         logits = validation.inputs @ params["head"]
         return optax.softmax_cross_entropy_with_integer_labels(logits, validation.targets).mean()
 
+    @jax.jit
     def after(weights):
         grads = jax.grad(lambda params: weights @ losses(params))(params)
         return validation_loss(jax.tree.map(lambda leaf, grad: leaf - grad, params, grads))
@@ -177,7 +179,8 @@ def test_one_step_weights_are_the_derivative_of_a_step(x64):
     helps = np.array([float(after(-one) - after(one)) / 2e-5 for one in small])
     wanted = np.maximum(helps, 0) / np.maximum(helps, 0).sum()
     assert 0 < (wanted == 0).sum() < 12
-    np.testing.assert_allclose(one_step_weights(losses, validation_loss, params), wanted, atol=1e-6)
+    found = jax.jit(lambda params: one_step_weights(losses, validation_loss, params))(params)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 def test_no_example_counts_where_none_helps():
@@ -191,5 +194,5 @@ def test_training_by_one_step_weights_leaves_wrong_labels_aside():
     solve = inner_loop(reweighted_objective(network, 40, 20), hyper_sgd, 40)
     params = network.init(jax.random.key(0), training.inputs)
     params = jax.jit(solve)(params, hypers, (), (training, validation), jax.random.key(1)).phi
-    losses, _, chosen = training_losses(network, 400)(params, hypers, training, jax.random.key(2))
+    losses, _, chosen = jax.jit(training_losses(network, 400))(params, hypers, training, jax.random.key(2))
     assert losses[wrong[chosen]].mean() > 4 * losses[~wrong[chosen]].mean()

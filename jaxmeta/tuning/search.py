@@ -86,7 +86,7 @@ def architecture_search(
       >>> search = architecture_search(every, Hypers(0.1, momentum=0.9), batch_size=4)
       >>> data = Batch(jnp.ones([8, 4, 4, 1]), jnp.zeros([8], jnp.int32), jnp.ones([8]))
       >>> state = search.init(jax.random.key(0), data.inputs)
-      >>> state, metrics = search.step(state, data, data, jax.random.key(1))
+      >>> state, metrics = jax.jit(search.step)(state, data, data, jax.random.key(1))
       >>> int(state.step), round(float(metrics["entropy"]), 2)
       (1, 0.77)
 
