@@ -10,9 +10,9 @@ Expected  the found networks above the median of the random ones; whether the se
           for the table to say.
 Setting   every network is trained from the beginning with as many gradient steps of 64 images, SGD with momentum; a
           fifth of the training images are for validation, on which alone anything is chosen; test images are met once.
-          Small: images of 16x16, 10,000 of them, 500 steps of search and 600 of training. Full: 32x32, all of them,
+          Small: images of 16x16, 10,000 of them, 300 steps of search and 600 of training. Full: 32x32, all of them,
           5,000 and 10,000 steps.
-Hardware  small: about a quarter of an hour on two CPU cores; full: meant for a GPU.
+Hardware  small: two CPU cores, where it has not been run to its end yet; full: meant for a GPU.
 """
 
 import argparse
@@ -53,9 +53,9 @@ class Setting(NamedTuple):
 
     image_size: int = 16
     images: int = 10_000
-    search_steps: int = 500
+    search_steps: int = 300
     train_steps: int = 600
-    rivals: int = 7
+    rivals: int = 5
     space: Space = Space()
 
 

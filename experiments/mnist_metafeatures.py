@@ -174,6 +174,12 @@ def features_of(episodes: Episode) -> jax.Array:
     return jax.lax.map(lambda batch: task_features(AS_THEY_ARE, batch, 2), episodes.support, batch_size=50)
 
 
+@jax.jit
+def choose(experience: Experience, described: jax.Array) -> jax.Array:
+    """Choose a configuration for each task `[tasks]`."""
+    return jax.vmap(lambda features: warm_start(experience, features, width=WIDTH))(described)
+
+
 def run_seed(data_dir: Path | None, seed: int, num_steps: int, num_tasks: int) -> dict[str, dict[int, float]]:
     """Train on six digits, test on four; mean accuracy by way and examples a class."""
     train, test = load_pools(data_dir, seed)
@@ -192,10 +198,7 @@ def run_seed(data_dir: Path | None, seed: int, num_steps: int, num_tasks: int) -
     for shots in SHOTS:
         episodes = draw(jax.random.fold_in(key_test, shots), Tasks(test, jnp.int32(shots)))
         scores, described = all_scores(theta, episodes, key), features_of(episodes)
-        chosen = {
-            way: jax.jit(jax.vmap(lambda one, way=way: warm_start(experience[way], one, width=WIDTH)))(described)
-            for way in scores
-        }
+        chosen = {way: choose(experience[way], described) for way in scores}
         best = int(tried[shots]["scratch"].mean(0).argmax())
         neighbour = accuracies(NEAREST, {}, episodes, key)
         of_way = {
@@ -214,7 +217,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, help="folder with the four files of MNIST")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3000, help="outer steps of the training stage, of 16 tasks")
+    parser.add_argument("--steps", type=int, default=2000, help="outer steps of the training stage, of 16 tasks")
     parser.add_argument("--tasks", type=int, default=400, help="tasks of each size, to gain experience and to test")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/mnist-metafeatures"), help="folder of the table and the plot"

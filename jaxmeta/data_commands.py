@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxmeta.config import Config, ConfigError, check_config, check_name, options_of_dataset
-from jaxmeta.data import DATASETS, Dataset, EpisodeSpec, split_name
+from jaxmeta.data import DATASETS, Dataset, EpisodeSpec
 from jaxmeta.data.cache import cache_dir
 from jaxmeta.data.cache_entries import CacheEntry, cache_entries, dataset_name, entries_named, remove_entry
 from jaxmeta.data.pictured import draw_pictures
@@ -242,7 +242,8 @@ def _show(arguments: list[str]) -> None:
     check_name("split", options.split, ("train", "validation", "test"))
     config = _config(options.dataset, options)
     own = {"ways": config.ways, "shots": config.shots, "queries": config.queries}
-    usual = own if split_name(config.dataset)[1] else {"ways": 5, "shots": 1, "queries": 5}
+    # Where classes are divided for the tasks, those of a run: others may not fit.
+    usual = own if "train_ways" in options_of_dataset(config) else {"ways": 5, "shots": 1, "queries": 5}
     sizes = {name: usual[name] if getattr(options, name) is None else getattr(options, name) for name in usual}
     if options.out is not None and options.out.is_dir():
         raise ConfigError(f"--out {options.out} is a folder; give the name of a PNG file.")

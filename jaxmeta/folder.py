@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import re
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +159,18 @@ def read_calibration(out: Path) -> Calibration | None:
     return calibration
 
 
-def check_classes(out: Path, dataset: Dataset, *, unchanged: bool = False) -> None:
+def check_classes(out: Path, dataset: Dataset, *, unchanged: bool = False) -> tuple[str, ...]:
     """Refuse to judge a run on classes that it was trained on, since the images in its folder changed.
+
+    Of images of a folder any change is known, of faces and drawings one of the classes.
 
     Args:
       out: The run's folder.
       dataset: Its dataset, as it is now.
       unchanged: Refuse any change: the run is to go on.
+
+    Returns:
+      The classes that were trained on, as far as that was written down; else those of the dataset.
 
     Raises:
       ConfigError: says what changed.
@@ -172,7 +178,7 @@ def check_classes(out: Path, dataset: Dataset, *, unchanged: bool = False) -> No
     path = out / "classes.json"
     # A dataset without names stands for one that is not judged on.
     if not path.is_file() or "test" not in dataset.class_names:
-        return
+        return dataset.class_names["train"]
     try:
         stored = json.loads(path.read_text())
         before, divided = stored["dataset"], {split: tuple(names) for split, names in stored["splits"].items()}
@@ -181,7 +187,7 @@ def check_classes(out: Path, dataset: Dataset, *, unchanged: bool = False) -> No
         raise ConfigError(f"{path} is damaged ({error}). Restore it, or train under another name.") from error
     # The folder may have another name now; behind it is a hash of the images.
     if before.rpartition("-")[2] == dataset.name.rpartition("-")[2] and divided == dataset.class_names:
-        return
+        return divided["train"]
     if unchanged:
         raise ConfigError(
             f"The run in {out} began with {before}, and the folder is {dataset.name} now: its images changed, or how "
@@ -193,6 +199,7 @@ def check_classes(out: Path, dataset: Dataset, *, unchanged: bool = False) -> No
             f"The run in {out} was trained on {both[0]!r}, which would be tested on now ({len(both)} such classes): "
             f"the classes in the folder changed. Restore {before}, or train anew."
         )
+    return divided["train"]
 
 
 def lowerings_file(device_kind: str) -> Path:
@@ -284,10 +291,10 @@ def truncate_rows(out: Path, step: int) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file under another name and move it into place: a reader meets the old or the new."""
-    temporary = path.with_suffix(path.suffix + ".part")
+    # Of this call alone: others may write the same file at the same time.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
-    except OSError:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise

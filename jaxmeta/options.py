@@ -236,7 +236,7 @@ class ShowOptions:
     split: Annotated[str, tyro.conf.arg(help="One of: train, validation, test.")] = "train"
     ways: Annotated[int | None, tyro.conf.arg(help="Classes; None: 5.")] = None
     shots: Annotated[int | None, tyro.conf.arg(help="Support images of each class; None: 1.")] = None
-    queries: Annotated[int | None, tyro.conf.arg(help="Query images of each class; None: 5, of a folder 4.")] = None
+    queries: Annotated[int | None, tyro.conf.arg(help="Query images of each class; None: 5, or as in training.")] = None
     seed: Annotated[int, tyro.conf.arg(help="Which episode.")] = 0
     image_size: Annotated[int | None, _IMAGE_SIZE] = None
     out: Annotated[Path | None, tyro.conf.arg(help="The picture; None: DATASET-episode.png.", metavar="PNG")] = None

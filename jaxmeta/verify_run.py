@@ -1,6 +1,7 @@
 """A run judged by verification: are two images of one class? By pairs of held-out classes, or of a published list."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,8 +85,8 @@ def verify_run(
     own = open_run(out, Request(part=split, data_dir=data_dir))
     _check_learner(own)
     _check_picture(picture)
-    check_classes(out, own.dataset)
-    chosen = _drawn(own, split, pairs) if listed is None else _listed(own, listed, images)
+    trained_on = check_classes(out, own.dataset)
+    chosen = _drawn(own, split, pairs) if listed is None else _listed(own, listed, images, trained_on)
     restored = checkpoint.restore(out / "checkpoints", state_like(own), best=not latest)
     learner, state = own.parts.learner, restored.train_state
     score = jax.jit(lambda *numbers: verification_scores(learner, *numbers))
@@ -162,12 +163,13 @@ def _drawn(own: Workspace, split: str, pairs: int) -> JudgedPairs:
     return JudgedPairs(np.asarray(first), np.asarray(second), np.asarray(same), FOLDS, kind, seen)
 
 
-def _listed(own: Workspace, listed: Path, images: Path | None) -> JudgedPairs:
+def _listed(own: Workspace, listed: Path, images: Path | None, trained_on: Sequence[str]) -> JudgedPairs:
     recipe, folder = own.dataset.recipe, images or own.config.data_dir
     if recipe is None or folder is None:
         what = "cannot be imitated" if recipe is None else "are not a folder: give --images"
         raise ConfigError(f"--list {listed} needs its images; those of {own.dataset.name} {what}.")
-    trained_on = own.dataset.class_names["train"]
-    found = load_pairs(listed, folder, recipe=recipe, without=trained_on)
+    # Also as a list names the classes of a folder with groups: by the last part.
+    known = {name for full in trained_on for name in (full, full.rpartition("/")[2])}
+    found = load_pairs(listed, folder, recipe=recipe, without=known)
     folds = found.fold if len(np.unique(found.fold)) > 1 else FOLDS
     return JudgedPairs(found.first, found.second, found.same, folds, f"list {listed.name}", seen=False)

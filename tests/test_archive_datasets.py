@@ -268,6 +268,12 @@ def test_the_splits_of_cifar100_are_the_published_ones(load, file, shared, tmp_p
     assert data.groups["test"][data.class_names["test"].index("whale")] == "aquatic_mammals"
 
 
+def test_images_that_fit_in_no_memory_are_refused_before_they_are_read(tmp_path):
+    cub_archive(tmp_path)
+    with pytest.raises(DataError, match=r"cub at 99999x99999 needs .* GB are free. Take a smaller image size"):
+        load_cub(data_dir=tmp_path, image_size=99999)
+
+
 def test_birds_are_split_by_their_place(tmp_path):
     cub_archive(tmp_path)
     names = load_cub(data_dir=tmp_path, image_size=8).class_names

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from jaxmeta import (
+    ClassPool,
     EpisodeSpec,
     area_under_roc,
     from_function,
@@ -171,12 +172,48 @@ def test_a_run_is_verified_from_the_command_line(lfw, tmp_path, capsys):
     ):
         assert main(["verify", str(run), *wrong]) == 2
         assert message in capsys.readouterr().err
-    # The folder's people changed: some of training would be tested on.
+    # Whoever was trained on and is no longer in the data is left out of a list all the same.
+    fold = f"{test[0]}\t1\t2\n{test[1]}\t1\t2\n{test[0]}\t1\t{test[1]}\t1\n{test[0]}\t1\tOnly_Once\t1\n"
+    (tmp_path / "pairs.txt").write_text("2\t2\n" + 2 * fold)
     classes = json.loads((run / "classes.json").read_text())
+    for known, left in (([], 8), (["Only_Once"], 6)):
+        stored = {**classes, "splits": {**classes["splits"], "train": classes["splits"]["train"] + known}}
+        (run / "classes.json").write_text(json.dumps(stored))
+        assert verified("--list", str(tmp_path / "pairs.txt"))["pairs"] == left
+    # The folder's people changed: some of training would be tested on.
     classes["splits"]["train"] += classes["splits"]["test"]
     (run / "classes.json").write_text(json.dumps(classes))
     assert main(["verify", str(run), "--pairs", "400"]) == 2
     assert "which would be tested on now" in capsys.readouterr().err
+
+
+def test_folders_that_are_one_person_are_named(lfw, cache, caplog):
+    (lfw / "lfw" / "Again").symlink_to(lfw / "lfw" / "Person_A")
+    with caplog.at_level(logging.WARNING, logger="jaxmeta"):
+        names = load_faces(data_dir=lfw, image_size=SIZE).class_names
+    assert "1 folders are links to those of other people" in caplog.text
+    assert sorted(name for of_split in names.values() for name in of_split) == PEOPLE
+    photograph(lfw / "lfw" / "person_b" / "1.jpg", 1, 1)
+    with pytest.raises(DataError, match="'Person_B' and 'person_b' differ in upper and lower case"):
+        load_faces(data_dir=lfw, image_size=SIZE)
+
+
+def test_faces_are_shown_as_they_are_trained_on(lfw, tmp_path, capsys):
+    """Of some people there are two images only: one to know them by, and one to ask for."""
+    out = ["--image-size", "8", "--split", "train", "--out", str(tmp_path / "faces.png")]
+    assert main(["data", "show", "faces", "--data-dir", str(lfw), *out, "--ways", "3"]) == 0
+    assert (tmp_path / "faces.png").stat().st_size > 0
+
+
+def test_a_file_of_pairs_is_read_as_far_as_it_is_drawn(tmp_path):
+    """A pool that is mapped gives the pairs of one in memory, and is not copied to a device."""
+    images = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 1, 1, 3)
+    np.save(tmp_path / "images.npy", images)
+    counts = np.full(5, 4, np.int32)
+    mapped = ClassPool(np.load(tmp_path / "images.npy", mmap_mode="r"), counts)
+    one = sample_pairs(jax.random.key(0), mapped, 20)
+    other = jax.jit(lambda pool: sample_pairs(jax.random.key(0), pool, 20))(ClassPool(images, counts))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_published_folds_are_kept():

@@ -108,6 +108,7 @@ def test_it_is_a_transformation_like_others(maker):
     transformation = optax.chain(optax.clip(0.5), optimizer.transform(noisy(optimizer.init(KEY))), optax.scale(2.0))
     many = jax.vmap(params_of)(jax.random.split(jax.random.key(2), 3))
 
+    @jax.jit
     def two_steps(params):
         state = transformation.init(params)
         _, state = transformation.update(params, state, params)

@@ -1,5 +1,6 @@
 """Quick, Draw! from a folder of bitmaps: the published split or one of a seed, the drawings of the files."""
 
+import io
 import json
 import logging
 from pathlib import Path
@@ -26,6 +27,13 @@ def write_category(path, category, drawings=10):
     rows = np.zeros([drawings, 784], np.uint8)
     rows[:, 0], rows[:, 1], rows[:, 2], rows[:, -1] = category // 100, category % 100, np.arange(drawings), 255
     np.save(path, rows)
+
+
+def archived(drawings):
+    """What `numpy.savez` writes, which begins as no array does."""
+    file = io.BytesIO()
+    np.savez(file, np.zeros(drawings, np.uint8))
+    return file.getvalue()
 
 
 @pytest.fixture
@@ -89,18 +97,22 @@ def test_all_categories_are_split_as_meta_dataset_splits_them(tmp_path, caplog):
         (lambda path: path.write_bytes(path.read_bytes()[:500]), "cat.npy is damaged"),
         (lambda path: path.write_bytes(b""), "cat.npy is damaged"),
         (lambda path: path.write_text("<html>"), "cat.npy is damaged"),
+        (lambda path: path.write_bytes(archived(9 * 784)), "cat.npy is damaged"),
+        (lambda path: path.write_bytes(archived(9 * 784)[:300]), "cat.npy is damaged"),
         (lambda path: np.save(path, np.array([{}], object), allow_pickle=True), "cat.npy is damaged .*Python objects"),
         (lambda path: np.save(path, np.zeros([9, 28, 28], np.uint8)), r"uint8\[9, 28, 28\]; it should be uint8\[draw"),
         (lambda path: np.save(path, np.zeros([9, 784])), r"float64\[9, 784\]"),
         (lambda path: write_category(path, 0, drawings=1), "cat.npy has 1 drawings, a class needs two or more"),
         (lambda path: write_category(path.with_name("full_numpy_bitmap_cat.npy"), 0), "holds 'cat' twice"),
     ],
-    ids=["cut", "empty", "page", "objects", "shape", "type", "few", "twice"],
+    ids=["cut", "empty", "page", "archive", "cut archive", "objects", "shape", "type", "few", "twice"],
 )
-def test_bad_files_are_named(bitmaps, damage, message):
+def test_bad_files_are_named(bitmaps, cache, damage, message):
     damage(bitmaps / "cat.npy")
     with pytest.raises(DataError, match=message):
         load_quickdraw(data_dir=bitmaps, per_class=4)
+    # Nothing is left of what was not prepared.
+    assert not list(cache.glob("*.json"))
 
 
 def test_categories_with_few_drawings_keep_what_they_have(bitmaps, caplog):

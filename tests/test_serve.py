@@ -28,7 +28,7 @@ from jaxmeta.folder import read_data, write_calibration, write_config
 from jaxmeta.parts import build
 from jaxmeta.presets import with_algorithm
 from jaxmeta.serve.classifier import AT_ONCE, serving_keys
-from jaxmeta.serve.files import query_files, read_support
+from jaxmeta.serve.files import query_files, read_images, read_support
 from jaxmeta.serve.outputs import mean_outputs, tells_apart, ways_to_serve
 from jaxmeta.workspace import make_state, open_workspace
 
@@ -274,11 +274,17 @@ def test_queries_inside_the_support_folder(tmp_path):
     (tmp_path / ".hidden").mkdir()
     (tmp_path / "letter 1" / "loop").symlink_to(tmp_path)
     (tmp_path / "back").symlink_to(tmp_path)
+    (tmp_path / "letter 0" / "itself.png").symlink_to("itself.png")
+    (tmp_path / "unknown" / "itself.png").symlink_to("itself.png")
     queries = [tmp_path / "unknown", tmp_path / "letter 0" / "also unknown", tmp_path / "unknown" / "00.png"]
     support = read_support(tmp_path, recipe, queries)
     assert support.class_names == ("letter 0", "letter 1") and support.targets.tolist() == [0, 0, 1, 1]
     files, links = query_files(queries, support.images.files)
-    assert len(files) == 4 and not links
+    assert len(files) == 5 and not links
+    assert any("itself.png" in text for text in support.images.skipped)
+    assert any("itself.png" in text for text in read_images(files, recipe).skipped)
+    for folder in ("letter 0", "unknown"):
+        (tmp_path / folder / "itself.png").unlink()
     # Links back are no classes and are not gone into, and each is named.
     for name in ("letter 1/loop", "back"):
         assert f"{tmp_path / name} is a link to a folder, which is not followed." in support.images.skipped

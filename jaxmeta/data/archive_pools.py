@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxmeta.data.archives import ArchiveSource, find_file, find_source
 from jaxmeta.data.cache import cache_dir, cached_dataset, is_full_disk
+from jaxmeta.data.memory import free_memory
 from jaxmeta.data.pool_file import read_dataset
 from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe
 from jaxmeta.data.prepared import cache_file, find_prepared
@@ -172,6 +173,7 @@ def builder_module(name: str) -> Any:
 def _from_archives(plan: PoolPlan, source: ArchiveSource, paths: Mapping[str, Path] | None, where: str) -> Dataset:
     """Prepare archives, or download them first, with our builder and read the result."""
     builder = builder_module(plan.name)
+    _check_memory(plan)
     names = " and ".join(file.name for file in source.files)
     _LOG.info("Preparing %s of %s from %s; it is kept in %s.", plan.name, names, where, cache_dir())
     # Only the pool is kept: the archives, or their source, are there to prepare it again.
@@ -202,9 +204,20 @@ def _from_archives(plan: PoolPlan, source: ArchiveSource, paths: Mapping[str, Pa
     return dataset
 
 
+def _check_memory(plan: PoolPlan) -> None:
+    """Refuse images that would not fit in memory, before any is read."""
+    needed, free = plan.sources[0].num_images * int(np.prod(plan.recipe[:3])), free_memory()
+    if free is not None and needed > free:
+        raise DataError(
+            f"{plan.name} at {plan.recipe.height}x{plan.recipe.width} needs {needed / 1e9:.1f} GB of memory to be "
+            f"prepared; {free / 1e9:.1f} GB are free. Take a smaller image size."
+        )
+
+
 def _from_prepared(plan: PoolPlan, folder: Path) -> Dataset:
     """Read a prepared copy, ours or a stock builder's, into the pools of the splits."""
     builder = builder_module(plan.name)
+    _check_memory(plan)
     try:
         class_names, images, origin = builder.read_examples(folder, plan.recipe, plan.edit, by_key=plan.by_key)
     except Exception as error:  # A damaged copy fails in a dozen ways, none of them named.

@@ -258,7 +258,8 @@ def augmented(source: TaskSource, names: Sequence[str]) -> TaskSource:
       >>> from jaxmeta.data import ClassPool, EpisodeSpec, sample_episodes
       >>> pool = ClassPool(np.zeros([9, 20, 28, 28, 1], np.uint8), np.full([9], 20, np.int32))
       >>> source = augmented(TaskSource(sample_episodes, pool, EpisodeSpec(5, 1, 3)), ["crop", "turn", "mixup"])
-      >>> source.sample(jax.random.key(0), source.pool, source.spec, 4).query.inputs.shape
+      >>> draw = jax.jit(source.sample, static_argnums=(2, 3))
+      >>> draw(jax.random.key(0), source.pool, source.spec, 4).query.inputs.shape
       (4, 30, 28, 28, 1)
     """
     unknown = [name for name in names if name not in AUGMENTATIONS]

@@ -6,6 +6,7 @@ as they are: a prepared copy of tensorflow-datasets would hold the same.
 """
 
 import logging
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from jaxmeta.data.brought import ImageFiles, choose_names, image_names, in_threa
 from jaxmeta.data.cache import cached_dataset, write_beside
 from jaxmeta.data.divide import divide_classes, divide_pool
 from jaxmeta.data.images import ImageError, read_image
+from jaxmeta.data.labelled import refuse_two_spellings
 from jaxmeta.data.memory import rows_of
 from jaxmeta.data.pools import ClassPool, DataError, Dataset, ImageRecipe
 
@@ -126,7 +128,16 @@ def _people(data_dir: Path | None) -> dict[str, Path]:
     if not people:
         packed = "Unpack the archive. " if any(root.glob("lfw*.t*gz")) else ""
         raise DataError(f"No faces in data_dir {data_dir}: there is no folder in it. {packed}{wanted}")
-    return people
+    refuse_two_spellings(people)
+    own: dict[str, str] = {}
+    for name, path in people.items():
+        # One that is no link, if there is one, comes first.
+        place = os.path.realpath(path)
+        if place not in own or own[place] != name and not path.is_symlink():
+            own[place] = name
+    if len(own) < len(people):
+        _LOG.warning("%d folders are links to those of other people, and are left out.", len(people) - len(own))
+    return {name: people[name] for name in sorted(own.values())}
 
 
 def _root(folder: Path) -> Path:

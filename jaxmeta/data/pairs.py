@@ -67,6 +67,9 @@ def sample_pairs(key: Key, pool: ClassPool, num_pairs: int) -> Pairs:
 
 
 def _at(pool, classes, images):
+    if isinstance(pool.images, np.ndarray) and not isinstance(classes, Tracer):
+        # Only what was drawn is read: the pool may be too large for the device, or a file.
+        return as_floats(jnp.asarray(pool.images[np.asarray(classes), np.asarray(images)]))
     return as_floats(jnp.asarray(pool.images)[classes, images])
 
 

@@ -90,6 +90,7 @@ def load_quickdraw(
     published = _published_split(names)
     split = published or divide_classes(names, seed, ways=ways, train_ways=train_ways)
     path = pool_file(f"quickdraw-{RECIPE}-{per_class}", {name: ImageFiles(file) for name, file in files.items()})
+    pool = cached_dataset(path, lambda: _read(files, per_class), source=str(data_dir)).splits["all"]
     if published is None:
         written = write_beside(path, f"-split{seed}.json", split)
         _LOG.warning(
@@ -97,7 +98,6 @@ def load_quickdraw(
             "Meta-Dataset.%s",
             *(len(names), CATEGORIES, seed, f" It is written in {written}." if written.is_file() else ""),
         )
-    pool = cached_dataset(path, lambda: _read(files, per_class), source=str(data_dir)).splits["all"]
     pools, pool_names = divide_pool(pool, names, split)
     return Dataset("quickdraw", "classification", pools, pool_names, recipe=BITMAPS)
 
@@ -151,8 +151,8 @@ def _read(files: dict[str, Path], per_class: int) -> Dataset:
 def _drawings(path: Path, per_class: int) -> np.ndarray:
     """Read some drawings of a category, evenly spread over its file."""
     try:
-        # Not with pickled objects, which could run a program.
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        # The bare format: no archive of several arrays, and no pickled objects, which could run a program.
+        stored = np.lib.format.open_memmap(path, mode="r")
         shape, kind = list(stored.shape), stored.dtype
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} is damaged ({error}). Fetch it again.") from error

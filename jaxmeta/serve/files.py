@@ -82,13 +82,13 @@ def read_support(folder: Path, recipe: ImageRecipe, queries: Sequence[Path] = ()
     if not folder.is_dir():
         problem = "is a file" if folder.exists() else "does not exist"
         raise DataError(f"The support folder {folder} {problem}. {LAYOUT}")
-    around = {folder.resolve(), *folder.resolve().parents}
+    around = {real_path(folder), *real_path(folder).parents}
     # A query folder around the support folder, or the folder itself, takes no class away.
-    asked = {path.resolve() for path in queries}
+    asked = {real_path(path) for path in queries}
     inside = asked - around
     # Nor is a link back to where it lies a class.
     none = inside | around
-    classes = [entry for entry in _entries(folder) if entry.is_dir() and entry.resolve() not in none]
+    classes = [entry for entry in _entries(folder) if entry.is_dir() and real_path(entry) not in none]
     if len(classes) < 2:
         found = f"one class, {classes[0].name}" if classes else "no class"
         raise DataError(f"{folder} has {found}; at least two are needed to tell apart. {LAYOUT}")
@@ -101,7 +101,7 @@ def read_support(folder: Path, recipe: ImageRecipe, queries: Sequence[Path] = ()
                 f"The class {entry.name} has no image that can be read in {entry}{why}. Put one there, or remove the "
                 "folder: what has no example cannot be recognised."
             )
-    left = [path for path in _entries(folder) if path not in classes and path.resolve() not in inside]
+    left = [path for path in _entries(folder) if path not in classes and real_path(path) not in inside]
     # What is a folder and no class is a link back.
     links = [_not_followed(path) for path in left if path.is_dir()]
     loose = [f"{path} is in the folder of no class." for path in left if not path.is_dir()]
@@ -132,14 +132,19 @@ def query_files(queries: Sequence[Path], support: Sequence[Path] = ()) -> tuple[
         if not path.exists():
             raise DataError(f"There is no file or folder {path} to label.")
         for file in _files_below(path, links) if path.is_dir() else [path]:
-            files.setdefault(file.resolve(), file)
-    labelled = {path.resolve() for path in support}
+            files.setdefault(real_path(file), file)
+    labelled = {real_path(path) for path in support}
     left = [file for resolved, file in files.items() if resolved not in labelled]
     if not left:
         what = "all files there are in the support folder" if files else "the folders are empty"
         also = f" But {links[0]} Give the folder itself." if links else ""
         raise DataError(f"There is nothing to label in {', '.join(map(str, queries))}: {what}.{also}")
     return left, links
+
+
+def real_path(path: Path) -> Path:
+    """Follow all links; a link that leads round to itself stays what it is, where `Path.resolve` would raise."""
+    return Path(os.path.realpath(path))
 
 
 def shown(path: Path | str) -> str:
@@ -167,7 +172,7 @@ def _files_below(folder: Path, links: list[str], leave_out: Iterable[Path] = ())
     out = set(leave_out)
 
     def wanted(names: list[str], here: Path) -> list[str]:
-        return sorted(name for name in names if not is_hidden(name) and (here / name).resolve() not in out)
+        return sorted(name for name in names if not is_hidden(name) and real_path(here / name) not in out)
 
     def refuse(error: OSError):
         raise DataError(f"The folder {error.filename} cannot be read: {error.strerror}.") from error

@@ -158,7 +158,7 @@ def reweighted_objective(network: Network, batch_size: int, judged: int) -> Call
       >>> data = Batch(jnp.ones([6, 4, 4, 1]), jnp.zeros([6], jnp.int32), jnp.ones([6]))
       >>> params = network.init(jax.random.key(0), data.inputs)
       >>> objective = reweighted_objective(network, 2, 3)
-      >>> objective(params, Hypers(0.1), (), (data, data), jax.random.key(1))[0].shape
+      >>> jax.jit(objective)(params, Hypers(0.1), (), (data, data), jax.random.key(1))[0].shape
       ()
 
     Source: Ren, Zeng, Yang and Urtasun, 2018, arXiv 1803.09050.
