@@ -5,8 +5,8 @@ itself (`each_image`); a quarter turn is of a whole class of the task, in suppor
 makes other classes of the same images; mixup makes more examples, with weights that add up to the same.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -215,8 +215,11 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 }
 
 
-class Augmented(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Augmented:
     """A sampler whose tasks are augmented, called as that sampler is. Equal if it is made of equals.
+
+    No NamedTuple: `jax.jit` refers weakly to what it compiles, and to a tuple it cannot.
 
     Attributes:
       sample: The sampler.
