@@ -10,9 +10,17 @@ Ways      scratch: a perceptron from random weights with Adam; its rate and numb
           configuration (rate and steps) that worked on similar training tasks, as their meta-features say (Feurer et
           al., 2015). The nearest example, for comparison.
 Command   python experiments/mnist_metafeatures.py --data-dir DIR [--seeds 3] [--out FOLDER]
-Expected  the meta-model above scratch at 1, 5, 10 and 50 examples a class; experiments/README.md says what was
-          reached.
-Hardware  a few minutes on two CPU cores.
+Asked     the meta-model above scratch at 1, 5, 10 and 50 examples a class.
+Reached   three seeds of 400 tasks, accuracy in %, means with 95 % intervals; at 50 examples it is NOT above, and the
+          warm start chooses well on two seeds of three only:
+
+              examples a class        1             5             10            50
+              scratch                 63.4 +- 0.7   77.6 +- 1.6   83.3 +- 1.7   92.8 +- 1.2
+              nearest example         63.5 +- 1.6   77.9 +- 1.3   83.0 +- 1.3   92.3 +- 1.0
+              meta-model              71.7 +- 1.7   83.7 +- 1.8   86.6 +- 1.1   90.3 +- 1.6
+              meta-model, warm start  71.7 +- 1.8   84.2 +- 2.6   87.3 +- 2.7   92.2 +- 5.4
+
+Hardware  a quarter of an hour on two CPU cores.
 """
 
 import argparse
