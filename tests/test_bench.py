@@ -73,6 +73,7 @@ def test_tiny_keeps_what_a_load_is():
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((draw_weights(small), draw_episodes(small))))
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys):
     assert main(["bench", "A1", "--quick", "--rounds", "2", "--json", str(tmp_path / "rows.json")]) == 0
     out, errors = capsys.readouterr()

@@ -333,6 +333,7 @@ def test_a_damaged_configuration_is_refused(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_diverged_evaluation_is_null(tmp_path, capsys):
     """Adaptation that diverges at test time is said in valid JSON, and never chosen as the best."""
     run = tmp_path / "run"

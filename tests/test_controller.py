@@ -178,6 +178,7 @@ def test_divergence_ends_the_episode_with_the_reward_of_guessing():
     np.testing.assert_array_equal(last.params["head"], state.params["head"])
 
 
+@pytest.mark.slow
 def test_divergence_is_counted_and_training_begins_anew():
     """Every episode breaks at once: the learner counts each, begins it again, and stays finite."""
     learner = dqn(exploding(), mlp(3, hidden=()), optax.sgd(0.1), num_environments=3, capacity=60)

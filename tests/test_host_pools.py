@@ -88,6 +88,7 @@ def test_groups_and_augmentation_are_read_ahead_too(both):
     assert episodes_hash(device, key, 5) == episodes_hash(host, key, 5)
 
 
+@pytest.mark.slow
 def test_training_from_a_host_pool(both, monkeypatch):
     """Dispatches divided, since their images are too many; a resume from within a call; an evaluation.
 

@@ -405,6 +405,7 @@ def linear_network():
     return Network(init, lambda params, inputs, *, key=None, dropout=0.0: inputs @ params["head"])
 
 
+@pytest.mark.slow
 def test_wrong_labels_lose_weight():
     """By a weight of each example, and by a network that sees their losses."""
     training, validation, wrong = flipped_problem()
