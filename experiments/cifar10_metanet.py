@@ -200,9 +200,9 @@ def make_lab(setting: Setting, arrays, programs: dict, network, seed: int) -> La
     return Lab(setting, init, training, noisy, validation, batch(*arrays["test"]), key, programs)
 
 
-def measure(lab: Lab, params) -> dict:
-    """Give the accuracy in % on validation and on test images."""
-    return {part: float(lab.programs["accuracy"](params, getattr(lab, part))) for part in ("validation", "test")}
+def measure(lab: Lab, params, parts=("validation", "test")) -> dict:
+    """Give the accuracy in % on validation and on test images, or on one of them."""
+    return {part: float(lab.programs["accuracy"](params, getattr(lab, part))) for part in parts}
 
 
 def train(lab: Lab, name: str, theta, trial: int) -> WholeTraining:
@@ -255,7 +255,9 @@ def run_online(lab: Lab) -> dict:
 def best_of(lab: Lab, settings: list[Hypers]) -> dict:
     """Train once with each, keep the best on validation data, and judge it by other trainings."""
     began = time.perf_counter()
-    found = [measure(lab, train(lab, "fixed", hypers, 0).params)["validation"] for hypers in settings]
+    # Test images are for what is kept.
+    trained = (train(lab, "fixed", hypers, 0).params for hypers in settings)
+    found = [measure(lab, params, ["validation"])["validation"] for params in trained]
     # Of what diverged the accuracy is that of guessing.
     return judged(lab, "fixed", settings[int(np.argmax(found))], len(settings), began)
 
@@ -291,7 +293,10 @@ def compare_starts(lab: Lab) -> dict[str, dict]:
 
 
 def compare_weights(lab: Lab) -> dict[str, dict]:
-    """Plain training and re-weighting on flipped labels, the same number of steps, of which all is seen."""
+    """Plain training and re-weighting on flipped labels, the same number of steps, in fifths that are all judged.
+
+    Each fifth goes on from the mean of the last round, without momentum at first.
+    """
     found, hypers = {}, jax.tree.map(jnp.float32, default_setting())
     for name, data in (("plain", lab.noisy), ("re-weighting", (lab.noisy, lab.validation))):
         began, params, parts = time.perf_counter(), lab.init(lab.key), []

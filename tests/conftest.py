@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib.util
 import os
 import resource
 from pathlib import Path
@@ -47,6 +48,14 @@ class TinyBody(nn.Module):
     def __call__(self, inputs, train, weights=None):
         hidden = BatchNorm()(Conv(4, strides=2, use_bias=False)(inputs), train=train, weights=weights)
         return max_pool_2x2(nn.relu(hidden)).mean((1, 2))
+
+
+def load_experiment(name):
+    """Import a script of `experiments/`, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, REPO / "experiments" / f"{name}.py")
+    experiment = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(experiment)
+    return experiment
 
 
 def slowly(names, often):

@@ -1,9 +1,7 @@
 """The space of architectures, all of its networks as one, and the search by first and second order."""
 
-import importlib.util
 import itertools
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from conftest import load_experiment
 from jaxmeta.base import Batch
 from jaxmeta.inner import inner_loop, meta_grad
 from jaxmeta.tuning import (
@@ -214,10 +213,7 @@ def test_scores_stay_where_they_are_while_the_loss_is_no_number():
 @pytest.mark.slow
 def test_the_experiment_runs(shared, tmp_path):
     """For a few steps, on the real images."""
-    path = Path(__file__).resolve().parents[1] / "experiments" / "cifar10_architecture.py"
-    spec = importlib.util.spec_from_file_location("cifar10_architecture", path)
-    experiment = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(experiment)
+    experiment = load_experiment("cifar10_architecture")
     sizes = "--seeds 1 --search-steps 2 --train-steps 30 --rivals 2".split()
     experiment.main(["--data-dir", str(shared / "data" / "cifar10"), "--out", str(tmp_path), *sizes])
     (record,) = json.loads((tmp_path / "result.json").read_text())["seeds"]

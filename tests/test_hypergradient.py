@@ -1,9 +1,7 @@
 """Hypergradients against closed forms and finite differences, and what tuning does when training goes wrong."""
 
-import importlib.util
 import json
 from functools import cache, partial
-from pathlib import Path
 
 import jax
 import jax.flatten_util
@@ -12,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from conftest import load_experiment
 from jaxmeta import METAGRADS, example_batch, implicit
 from jaxmeta.tuning import (
     Hypers,
@@ -32,7 +31,6 @@ from jaxmeta.tuning import (
     weight_network,
 )
 
-REPO = Path(__file__).resolve().parents[1]
 RANGES = {
     "learning_rate": Range(1e-3, 1.0),
     "momentum": Range(0.0, 0.99, "linear"),
@@ -482,9 +480,7 @@ def test_what_cannot_be_tuned_is_refused():
 @pytest.mark.parametrize("parts", [["weights"], ["tuning", "starts", "weights"]])
 def test_the_experiment_runs(tmp_path, parts):
     """On noise in place of images."""
-    spec = importlib.util.spec_from_file_location("metanet", REPO / "experiments" / "cifar10_metanet.py")
-    experiment = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(experiment)
+    experiment = load_experiment("cifar10_metanet")
     experiment.main(["--smoke", "--seeds", "2", "--out", str(tmp_path), "--parts", *parts])
     report = json.loads((tmp_path / "cifar10_metanet.json").read_text())
     assert (len(report["results"]), len(report["differences"])) == ((13, 7) if len(parts) > 1 else (4, 2))

@@ -1,8 +1,6 @@
 """Features of tasks against NumPy, scikit-learn and SciPy; the configuration that worked on similar tasks."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +12,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
+from conftest import load_experiment
 from jaxmeta.base import Batch
 from jaxmeta.tuning import (
     Experience,
@@ -203,10 +202,7 @@ def test_a_switch_chooses_by_the_features_of_a_task():
 @pytest.mark.slow
 def test_the_experiment_runs(shared, tmp_path):
     """For a few steps, on the real digits."""
-    path = Path(__file__).resolve().parents[1] / "experiments" / "mnist_metafeatures.py"
-    spec = importlib.util.spec_from_file_location("mnist_metafeatures", path)
-    experiment = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(experiment)
+    experiment = load_experiment("mnist_metafeatures")
     sizes = "--seeds 1 --steps 4 --tasks 6".split()
     experiment.main(["--data-dir", str(shared / "data" / "mnist"), "--out", str(tmp_path), *sizes])
     (of_seed,) = json.loads((tmp_path / "result.json").read_text())["seeds"]

@@ -24,7 +24,7 @@ from jaxmeta.tuning import (
     whole_training,
 )
 
-RATE = Range(1e-3, 8.0)
+RATE, KEY = Range(1e-3, 8.0), jax.random.key(0)
 
 
 def half_square(params, data, key):
@@ -186,6 +186,15 @@ def test_one_step_weights_are_the_derivative_of_a_step(x64):
 def test_no_example_counts_where_none_helps():
     weights = one_step_weights(lambda phi: (phi + jnp.ones(3)) ** 2, lambda phi: (phi - 1.0) ** 2, jnp.zeros(()))
     assert weights.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_padding_has_no_weight():
+    """Nor has it where it would help."""
+    training, validation, _ = flipped_problem()
+    network = linear_network()
+    params, padding = network.init(jax.random.key(0), training.inputs), training._replace(weights=jnp.zeros(80))
+    objective = jax.jit(lambda data: reweighted_objective(network, 40, 20)(params, Hypers(0.3), (), data, KEY)[0])
+    assert objective((training, validation)) > 0.1 and objective((padding, validation)) == 0
 
 
 def test_training_by_one_step_weights_leaves_wrong_labels_aside():

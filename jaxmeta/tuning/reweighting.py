@@ -137,7 +137,7 @@ def one_step_weights(losses_of: Callable[[PyTree], jax.Array], validation_loss, 
 def reweighted_objective(network: Network, batch_size: int, judged: int) -> Callable:
     """Make the objective of a training in which an example counts as much as a step on it helps on validation data.
 
-    `sum_n w_n CE(z(x'_n), (1 - s) y_n + s / classes)`, w by `one_step_weights` in every step anew
+    `sum_n w_n b_n CE(z(x'_n), (1 - s) y_n + s / classes)`, w by `one_step_weights` in every step anew, b of the batch
 
     Args:
       network: The classifier.
@@ -172,7 +172,8 @@ def reweighted_objective(network: Network, batch_size: int, judged: int) -> Call
         key_training, key_validation = jax.random.split(key)
 
         def losses(params):
-            return losses_of(params, hypers, training, key_training)[0]
+            each, counts, _ = losses_of(params, hypers, training, key_training)
+            return counts * each  # Padding neither helps nor counts.
 
         weights = one_step_weights(losses, lambda params: validation_loss(params, validation, key_validation), params)
         return jnp.sum(weights * losses(params)), ()

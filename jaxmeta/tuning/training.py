@@ -125,7 +125,7 @@ def training_losses(network: Network, batch_size: int) -> Callable:
       >>> [leaf.shape for leaf in training_losses(network, 2)(params, Hypers(0.1), data, jax.random.key(1))]
       [(2,), (2,), (2,)]
     """
-    check_count("training_objective", "batch_size", batch_size, 1)
+    check_count("training_losses", "batch_size", batch_size, 1)
 
     def losses_of(params, hypers: Hypers, data: Batch, key: Key):
         key_batch, key_images, key_noise = jax.random.split(key, 3)
