@@ -16,6 +16,7 @@ Hardware  small: two CPU cores; full: for a GPU.
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -35,6 +36,7 @@ from jaxmeta.metrics import estimate, paired_difference
 from jaxmeta.models import mlp
 from jaxmeta.tuning import (
     Environment,
+    Hypers,
     Network,
     QLearner,
     Range,
@@ -42,10 +44,15 @@ from jaxmeta.tuning import (
     conv_net,
     dqn,
     keep_action,
+    learn_over_trainings,
+    meta_network,
     rollout,
     shares_of,
     training_environment,
+    training_objective,
+    validation_loss_of,
     values_at,
+    whole_training,
 )
 
 CLASSES = 10
@@ -55,6 +62,10 @@ RANGES = {
     "weight_decay": Range(1e-5, 1e-1),
 }
 DEFAULT = {"learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
+# What a training that is differentiated counts, in trainings: it takes about as many times as long.
+DIFFERENTIATED = 6
+# Of the meta-network, each tried in as many trainings as there are environments.
+CANDIDATES = 3
 
 
 class Setting(NamedTuple):
@@ -73,24 +84,32 @@ class Setting(NamedTuple):
     episodes: int = 160
     short_search: int = 16
     updates: int = 8
+    starts: int = 2
 
     @property
     def iterations(self) -> int:
         return self.episodes * self.num_decisions // self.num_environments
 
+    @property
+    def meta_steps(self) -> int:
+        """Those of the meta-network that cost what the controller does."""
+        return (self.episodes - CANDIDATES * self.num_environments) // (DIFFERENTIATED * self.starts)
+
 
 FULL = Setting(32, (64, 128), 512, 45000, 5000, 10000, 128, 50, 50, 32, 2048, 32, 16)
 CHANGES = ("image_size", "train", "validation", "test", "num_decisions", "steps_between", "episodes")
 WAYS = ("learned", "at random", "left alone")
+# Who goes on from the hyper-parameters that a training begins with; the others bring their own.
+BEGIN = ("learned controller", "random actions", "left as it begins")
 
 
 class Ended(NamedTuple):
-    """Classifiers `[judged, ...]` after their last step; shares are of each decision, None where there are none."""
+    """Classifiers `[judged, ...]` after their last step; values are those of each decision, by hyper-parameter."""
 
     params: PyTree
     diverged: jax.Array
     validation: jax.Array
-    shares: jax.Array | None
+    values: dict[str, jax.Array]
 
 
 # Trains classifiers from given beginnings by `num_decisions * steps_between` gradient steps each.
@@ -157,7 +176,10 @@ def make_play(environment: Environment, learner: QLearner, setting: Setting) -> 
 
         def one(state, key):
             ended, trace = rollout(environment, policy, state, data, key, setting.num_decisions)
-            return Ended(ended.params, ended.diverged, ended.now.accuracy, trace.observation[..., -len(RANGES) :])
+            # What is observed before a decision was used after the one before.
+            used = jnp.concatenate([trace.observation[1:, -len(RANGES) :], ended.shares[None]])
+            values = values_at(RANGES, used)
+            return Ended(ended.params, ended.diverged, ended.now.accuracy, values)
 
         return jax.vmap(one)(states, jax.random.split(key, states.decisions.shape[0]))
 
@@ -175,7 +197,65 @@ def search(begin, play, network: PyTree, setting: Setting, data: Episode, key) -
     return np.concatenate(shares), np.concatenate(found)
 
 
-def contenders(play: Callable, network: PyTree, searched: tuple[np.ndarray, np.ndarray], setting: Setting) -> dict:
+def tune_by_gradient(network: Network, setting: Setting, states: Training, data: Episode, key):
+    """Learn a meta-network, which decides as often on as much, over whole trainings that cost what the controller did.
+
+    Of what it is at the end, was at its best, and was on the mean of its last third, the one is kept that leads
+    classifiers from the given beginnings to the highest validation accuracy. Returns what trains by it, and how many
+    trainings diverged and steps were not taken.
+    """
+    controller = meta_network(RANGES, Hypers(**DEFAULT))
+    train = whole_training(
+        training_objective(network, setting.batch_size),
+        validation_loss_of(network, setting.batch_size),
+        controller,
+        num_rounds=setting.num_decisions,
+        num_steps=setting.steps_between,
+        averaged_rounds=0,
+    )
+    meta_steps = setting.meta_steps
+    begin, step = learn_over_trainings(
+        train,
+        validation_loss_of(network, setting.validation),
+        controller,
+        optax.adam(0.15, b1=0.8, b2=0.95),
+        schedule=optax.cosine_decay_schedule(1.0, meta_steps, 0.1),
+        max_norm=0.3,
+        max_rise=0.15,
+        max_loss=1.5 * math.log(CLASSES),
+    )
+
+    @jax.jit
+    def learn(key, data: Episode):
+        def one(state, key):
+            keys = jax.random.split(key, setting.starts)
+            params = jax.vmap(lambda key: network.init(key, data.support.inputs[:1]))(keys)
+            state, _ = step(state, params, data.support, data.query, key)
+            return state, state.theta
+
+        state, thetas = jax.lax.scan(one, begin(controller.init(key)), jax.random.split(key, meta_steps))
+        mean = jax.tree.map(lambda leaf: leaf[-max(1, meta_steps // 3) :].mean(0), thetas)
+        return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), state.theta, state.best_theta, mean)
+
+    @jax.jit
+    def train_by(theta, states: Training, data: Episode, key) -> Ended:
+        def one(state, key):
+            trained = train(theta, state.params, data.support, key)
+            reached = accuracy(network.apply(trained.params, data.query.inputs), *data.query[1:])
+            values = {name: getattr(trained.hypers, name) for name in RANGES}
+            return Ended(trained.params, ~jnp.isfinite(optax.tree.norm(trained.params)), reached, values)
+
+        return jax.vmap(one)(states, jax.random.split(key, states.decisions.shape[0]))
+
+    key_learn, key_try = jax.random.split(key)
+    state, candidates = jax.block_until_ready(learn(key_learn, data))
+    thetas = [jax.tree.map(lambda leaf, place=place: leaf[place], candidates) for place in range(CANDIDATES)]
+    tried = [jax.device_get(train_by(theta, states, data, key_try)) for theta in thetas]
+    best = np.argmax([np.where(ended.diverged, 0.0, ended.validation).mean() for ended in tried])
+    return partial(train_by, thetas[best]), {"diverged": int(state.diverged), "skipped": int(state.skipped)}
+
+
+def contenders(play, network: PyTree, searched: tuple[np.ndarray, np.ndarray], by_gradient, setting: Setting) -> dict:
     """Make what is compared, with the gradient steps that each spent beforehand. Another rival is another row."""
     few, many = setting.short_search, setting.episodes
     a_training = setting.num_decisions * setting.steps_between
@@ -193,6 +273,7 @@ def contenders(play: Callable, network: PyTree, searched: tuple[np.ndarray, np.n
         "learned controller": (of("learned"), many * a_training),
         "random actions": (of("at random"), 0),
         "left as it begins": (of("left alone"), 0),
+        "hypergradient": (by_gradient, many * a_training),
         f"best of {few} random settings": (of("left alone", shares[found[:few].argmax()]), few * a_training),
         f"best of {many} random settings": (of("left alone", shares[found.argmax()]), many * a_training),
     }
@@ -212,11 +293,8 @@ def judge(train: Contender, on_test: Callable, states: Training, data: Episode, 
     """Train and look at the test images; a classifier that diverged guesses."""
     ended = jax.device_get(train(states, data, key))
     accuracies = np.where(ended.diverged, 1 / CLASSES, on_test(ended.params, test))
-    record = {"accuracy": accuracies.tolist(), "diverged": int(ended.diverged.sum())}
-    if ended.shares is not None:
-        values = values_at(RANGES, ended.shares).items()
-        record["hyper_parameters"] = {name: np.median(value, 0).tolist() for name, value in values}
-    return record
+    medians = {name: np.median(values, 0).tolist() for name, values in ended.values.items()}
+    return {"accuracy": accuracies.tolist(), "diverged": int(ended.diverged.sum()), "hyper_parameters": medians}
 
 
 def run_seed(setting: Setting, options: argparse.Namespace, seed: int) -> dict:
@@ -231,18 +309,20 @@ def run_seed(setting: Setting, options: argparse.Namespace, seed: int) -> dict:
     )
     learner, on_test = make_learner(environment, setting), jax.jit(partial(accuracies_on, network))
     begin, play = jax.jit(jax.vmap(environment.reset, (0, None))), make_play(environment, learner, setting)
-    key_learn, key_search, key_start, key_judge = jax.random.split(jax.random.key(seed), 4)
+    key_learn, key_search, key_start, key_judge, key_gradient, key_tried = jax.random.split(jax.random.key(seed), 6)
     record, began = {"seed": seed, "judged": {}}, time.perf_counter()
     params, record["curve"] = learn(learner, setting, data, key_learn)
     record["seconds_learning"], began = time.perf_counter() - began, time.perf_counter()
     searched = search(begin, play, params, setting, data, key_search)
     record["seconds_searching"], began = time.perf_counter() - began, time.perf_counter()
-    # All begin from the same weights, the same hyper-parameters and the same order of mini-batches.
+    tried = begin(jax.random.split(key_tried, setting.num_environments), data)
+    by_gradient, record["by_gradient"] = tune_by_gradient(network, setting, tried, data, key_gradient)
+    record["seconds_by_gradient"], began = time.perf_counter() - began, time.perf_counter()
+    # All begin from the same weights and hyper-parameters, and all but the hypergradient see mini-batches in one order.
     anywhere = begin(jax.random.split(key_start, setting.num_environments), data)
     default = anywhere._replace(shares=jnp.broadcast_to(shares_of(RANGES, DEFAULT), anywhere.shares.shape))
-    for name, (train, spent) in contenders(play, params, searched, setting).items():
-        # A searched setting does not depend on where the others begin.
-        for start, states in (("default", default), ("anywhere", anywhere))[: 1 if name.startswith("best") else 2]:
+    for name, (train, spent) in contenders(play, params, searched, by_gradient, setting).items():
+        for start, states in (("default", default), ("anywhere", anywhere))[: 2 if name in BEGIN else 1]:
             result = judge(train, on_test, states, data, test, key_judge)
             record["judged"][f"{start}: {name}"] = result | {"gradient_steps_before": spent}
     return record | {"seconds_judging": time.perf_counter() - began}
@@ -257,14 +337,20 @@ def report(records: list[dict], setting: Setting) -> str:
         lines.append(f"| {part[0] + 1}-{part[-1] + 1} | {shown(means)} |")
     lines += ["", f"Test accuracy after {setting.num_decisions * setting.steps_between} gradient steps:", ""]
     lines += ["| begins at: who sets | accuracy | ahead of random | diverged | steps before |", "| --- " * 5 + "|"]
+
+    def means_of(name):
+        return [100 * np.mean(record["judged"][name]["accuracy"]) for record in records]
+
     for name in records[0]["judged"]:
         rows = [record["judged"][name] for record in records]
-        of_random = [record["judged"][f"{name.split(':')[0]}: random actions"] for record in records]
-        accuracies, others = ([100 * np.mean(row["accuracy"]) for row in group] for group in (rows, of_random))
-        ahead = paired_difference(accuracies, others)
+        ahead = paired_difference(means_of(name), means_of(f"{name.split(':')[0]}: random actions"))
         diverged = f"{sum(row['diverged'] for row in rows)} of {sum(len(row['accuracy']) for row in rows)}"
         gap = f"{ahead.mean:+.1f} +- {ahead.ci95:.1f}"
-        lines.append(f"| {name} | {shown(accuracies)} | {gap} | {diverged} | {rows[0]['gradient_steps_before']} |")
+        lines.append(f"| {name} | {shown(means_of(name))} | {gap} | {diverged} | {rows[0]['gradient_steps_before']} |")
+    lines.append("")
+    for other in ("default: hypergradient", f"default: best of {setting.episodes} random settings"):
+        gap = paired_difference(means_of("default: learned controller"), means_of(other))
+        lines.append(f"learned controller less {other}: {gap.mean:+.1f} +- {gap.ci95:.1f} points")
     return "\n".join(lines)
 
 
@@ -286,6 +372,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     changed = {name: getattr(options, name) for name in CHANGES if getattr(options, name) is not None}
     setting = options.setting._replace(**changed)
+    if setting.meta_steps < 1:
+        fewest = CANDIDATES * setting.num_environments + DIFFERENTIATED * setting.starts
+        parser.error(f"--episodes must be {fewest} or more, or they do not pay for a step of the hypergradient")
     records = []
     for seed in range(options.seeds):
         records.append(run_seed(setting, options, seed))

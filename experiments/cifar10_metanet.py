@@ -73,13 +73,17 @@ RANGES = {
 DRAWN = RANGES | {"learning_rate": Range(1e-3, 1.0), "weight_decay": Range(1e-5, 1e-2)}
 DRAWN |= {name: Range(0.0, 0.3, "linear") for name in ("label_smoothing", "dropout", "augmentation")}
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
-FLIPPED, FAR, DIFFERENTIATED = 0.4, 30.0, 4
-# Guessing has a loss of log(10); what is above by half is taken as lost.
-MAX_LOSS = 1.5 * math.log(CLASSES)
+FLIPPED, FAR, DIFFERENTIATED = 0.4, 30.0, 6
+# Guessing has a loss of log(10), and first mini-batches have 2.3 to 2.7; what rises above this does not come back far.
+MAX_LOSS = 1.25 * math.log(CLASSES)
 
 
 class Setting(NamedTuple):
-    """How large everything is; `judged` validation images judge a training, `trials` trainings what was chosen."""
+    """How large everything is; `judged` validation images judge a training, `trials` trainings what was chosen.
+
+    The meta-network takes `meta_steps` steps, each of which goes through a training from each of `starts` starts; of
+    what it then is, was best, and was on the mean of the last third, `tried` trainings each say which to keep.
+    """
 
     image_size: int = 16
     widths: tuple[int, int] = (16, 32)
@@ -90,15 +94,23 @@ class Setting(NamedTuple):
     batch_size: int = 64
     round_steps: int = 20
     judged: int = 500
-    trainings: int = 10
-    meta_rate: float = 0.2
-    max_rise: float = 0.12
-    trials: int = 3
+    meta_steps: int = 14
+    starts: int = 2
+    meta_rate: float = 0.15
+    max_norm: float = 0.3
+    max_rise: float = 0.15
+    trials: int = 6
+    tried: int = 8
     noisy_steps: int = 3000
     weighed_by: int = 64
 
+    @property
+    def equal_cost(self) -> int:
+        """As many trainings as learning the meta-network costs."""
+        return DIFFERENTIATED * self.starts * self.meta_steps + 3 * self.tried
 
-FULL = Setting(32, (64, 128), 512, 40000, 10000, 5000, 128, 50, 2000, 20, 0.1, 0.12, 3, 20000, 128)
+
+FULL = Setting(32, (64, 128), 512, 40000, 10000, 5000, 128, 50, 2000, 18, 2, 0.15, 0.3, 0.15, 3, 8, 20000, 128)
 
 
 class Lab(NamedTuple):
@@ -119,9 +131,21 @@ def default_setting(rate: float = 0.01) -> Hypers:
     return Hypers({layer: rate for layer in LAYERS}, 0.9, 5e-4, 0.01, 0.05, 0.02)
 
 
+class Fixed(NamedTuple):
+    """What is set beforehand: values, and the share of the rates by which they fall in equal steps to the end."""
+
+    hypers: Hypers
+    fall: float = 0.0
+
+
 def fixed_values() -> HyperController:
-    """Whose theta are the values themselves, so that there is one program for all of them."""
-    return HyperController(lambda key: default_setting(), lambda theta, features: theta, lambda theta: theta)
+    """Whose theta is what was set, so that there is one program for all of it."""
+
+    def hypers(theta: Fixed, features):
+        left, rates = 1 - theta.fall * features.progress, theta.hypers.learning_rate
+        return theta.hypers._replace(learning_rate={layer: left * rates[layer] for layer in LAYERS})
+
+    return HyperController(lambda key: Fixed(default_setting()), hypers, lambda theta: theta)
 
 
 def make_programs(setting: Setting, network) -> dict:
@@ -131,26 +155,24 @@ def make_programs(setting: Setting, network) -> dict:
     learned = meta_network(RANGES, default_setting())
 
     def training(objective, controller, steps, features=look):
-        sizes = {"num_rounds": steps // setting.round_steps, "num_steps": setting.round_steps}
+        sizes = {"num_rounds": steps // setting.round_steps, "num_steps": setting.round_steps, "averaged_rounds": 0}
         return whole_training(objective, features, controller, **sizes)
 
     def no_features(params, data, key):
         return jnp.zeros(())
 
     whole = training(plain, learned, setting.steps)
-    rate = optax.cosine_decay_schedule(setting.meta_rate, setting.trainings, 0.1)
-    # Gradients near where training blows up are too large, and little of one should be left in the next step.
-    meta_optimizer = optax.chain(optax.clip_by_global_norm(0.3), optax.adam(rate, b1=0.5, b2=0.9))
-    begin, step = learn_over_trainings(
-        whole, judge, learned, meta_optimizer, max_rise=setting.max_rise, max_loss=MAX_LOSS
-    )
+    schedule = optax.cosine_decay_schedule(1.0, setting.meta_steps, 0.1)
+    bounds = {"max_norm": setting.max_norm, "max_rise": setting.max_rise, "max_loss": MAX_LOSS}
+    # Steps are few, so that it has to forget sooner than it does by default.
+    meta_optimizer = optax.adam(setting.meta_rate, b1=0.8, b2=0.95)
+    begin, step = learn_over_trainings(whole, judge, learned, meta_optimizer, schedule=schedule, **bounds)
     online = hypergradient(
         plain,
         judge,
         learned,
         optax.adam(0.05),
         num_steps=setting.round_steps,
-        averaged_rounds=1,
         metagrad=truncated(setting.round_steps // 2),
         max_loss=MAX_LOSS,
         max_rise=0.5,
@@ -230,14 +252,30 @@ def judged(lab: Lab, name: str, theta, cost: int, began: float, **more) -> dict:
 
 
 def run_meta_network(lab: Lab, rate: float = 0.01) -> dict:
-    """Learn the meta-network over trainings, beginning with a learning rate, and judge the best it came to."""
+    """Learn the meta-network over trainings, beginning with a learning rate, and judge what it came to."""
     began = time.perf_counter()
-    state = lab.programs["begin"](meta_network(RANGES, default_setting(rate)).init(lab.key))
-    for trial in range(lab.setting.trainings):
-        key = jax.random.fold_in(jax.random.fold_in(lab.key, 20), trial)
-        state, _ = lab.programs["step"](state, lab.init(key), lab.training, lab.validation, key)
+    state, thetas = lab.programs["begin"](meta_network(RANGES, default_setting(rate)).init(lab.key)), []
+    for index in range(lab.setting.meta_steps):
+        key = jax.random.fold_in(jax.random.fold_in(lab.key, 20), index)
+        params = jax.vmap(lab.init)(jax.random.split(key, lab.setting.starts))
+        state, _ = lab.programs["step"](state, params, lab.training, lab.validation, key)
+        thetas.append(state.theta)
+    last = thetas[-max(1, len(thetas) // 3) :]
+    # Two starts a step are too few to say which theta was the best, so that other trainings do.
+    candidates = [state.theta, state.best_theta, jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *last)]
+    kept = best_tried(lab, "meta-network", candidates)
     counts = {"diverged": int(state.diverged), "skipped": int(state.skipped)}
-    return judged(lab, "meta-network", state.best_theta, DIFFERENTIATED * lab.setting.trainings, began, **counts)
+    return judged(lab, "meta-network", kept, lab.setting.equal_cost, began, **counts)
+
+
+def best_tried(lab: Lab, name: str, candidates: list):
+    """Keep the one with the highest mean accuracy on validation images, of trainings from the same few starts."""
+
+    def tried(theta):
+        trained = [train(lab, name, theta, 500 + trial).params for trial in range(lab.setting.tried)]
+        return np.mean([measure(lab, params, ["validation"])["validation"] for params in trained])
+
+    return max(candidates, key=tried)
 
 
 def run_online(lab: Lab) -> dict:
@@ -247,19 +285,29 @@ def run_online(lab: Lab) -> dict:
         key = jax.random.fold_in(jax.random.fold_in(lab.key, 10), 1000 + trial)
         theta = meta_network(RANGES, default_setting()).init(lab.key)
         state, _ = lab.programs["online"](theta, lab.init(key), lab.training, lab.validation, key)
-        found.append(measure(lab, state.average))
+        found.append(measure(lab, state.params))
     means = {part: float(np.mean([one[part] for one in found])) for part in ("validation", "test")}
     return {**means, "trainings": 2, "seconds": time.perf_counter() - began}
 
 
-def best_of(lab: Lab, settings: list[Hypers]) -> dict:
-    """Train once with each, keep the best on validation data, and judge it by other trainings."""
+def random_search(lab: Lab, fall: float = 0.0) -> dict:
+    """Train once with each of as many settings as the cost allows, and try the best three as the meta-networks are."""
     began = time.perf_counter()
-    # Test images are for what is kept.
-    trained = (train(lab, "fixed", hypers, 0).params for hypers in settings)
+    number = lab.setting.equal_cost - 3 * lab.setting.tried
+    keys = jax.random.split(jax.random.fold_in(lab.key, 1), number)
+    drawn = [Fixed(draw_setting(key), fall) for key in keys]
+    trained = (train(lab, "fixed", fixed, 0).params for fixed in drawn)
+    # Test images are for what is kept. Of what diverged the accuracy is that of guessing.
     found = [measure(lab, params, ["validation"])["validation"] for params in trained]
-    # Of what diverged the accuracy is that of guessing.
-    return judged(lab, "fixed", settings[int(np.argmax(found))], len(settings), began)
+    kept = best_tried(lab, "fixed", [drawn[place] for place in np.argsort(found)[-3:]])
+    return judged(lab, "fixed", kept, lab.setting.equal_cost, began)
+
+
+def best_rate(lab: Lab) -> dict:
+    """Keep the best of the fixed rates."""
+    began = time.perf_counter()
+    kept = best_tried(lab, "fixed", [Fixed(default_setting(rate)) for rate in RATES])
+    return judged(lab, "fixed", kept, len(RATES) * lab.setting.tried, began)
 
 
 def draw_setting(key) -> Hypers:
@@ -271,22 +319,26 @@ def draw_setting(key) -> Hypers:
 
 def compare_tuning(lab: Lab) -> dict[str, dict]:
     """The default setting, random search at equal cost, the meta-network, and one that is tuned online."""
-    keys = jax.random.split(jax.random.fold_in(lab.key, 1), DIFFERENTIATED * lab.setting.trainings)
     return {
-        "default": judged(lab, "fixed", default_setting(), 0, time.perf_counter()),
-        "random search": best_of(lab, [draw_setting(key) for key in keys]),
+        "default": judged(lab, "fixed", Fixed(default_setting()), 0, time.perf_counter()),
+        "random search": random_search(lab),
         "meta-network": run_meta_network(lab),
         "meta-network, online": run_online(lab),
     }
 
 
+def compare_falling(lab: Lab) -> dict[str, dict]:
+    """Random search at equal cost once more, of rates that all fall to 0: somebody knew of schedules."""
+    return {"random search, falling rates": random_search(lab, 1.0)}
+
+
 def compare_starts(lab: Lab) -> dict[str, dict]:
     """Learning rates that are far off at the beginning, fixed and tuned, and the best fixed one."""
-    best = best_of(lab, [default_setting(rate) for rate in RATES])
+    best = best_rate(lab)
     chosen = best["first"]["learning_rate"]["head"]
     found = {"best fixed rate": best}
     for name, rate in (("too small", chosen / FAR), ("too large", chosen * FAR)):
-        fixed = judged(lab, "fixed", default_setting(rate), 0, time.perf_counter())
+        fixed = judged(lab, "fixed", Fixed(default_setting(rate)), 0, time.perf_counter())
         found[f"rate {FAR:g} times {name}, fixed"] = fixed
         found[f"rate {FAR:g} times {name}, meta-network"] = run_meta_network(lab, rate)
     return found
@@ -295,13 +347,13 @@ def compare_starts(lab: Lab) -> dict[str, dict]:
 def compare_weights(lab: Lab) -> dict[str, dict]:
     """Plain training and re-weighting on flipped labels, the same number of steps, in fifths that are all judged.
 
-    Each fifth goes on from the mean of the last round, without momentum at first.
+    Each fifth goes on from where the one before ended, without momentum at first.
     """
-    found, hypers = {}, jax.tree.map(jnp.float32, default_setting())
+    found, fixed = {}, jax.tree.map(jnp.float32, Fixed(default_setting()))
     for name, data in (("plain", lab.noisy), ("re-weighting", (lab.noisy, lab.validation))):
         began, params, parts = time.perf_counter(), lab.init(lab.key), []
         for part in range(5):
-            params = lab.programs[name](hypers, params, data, jax.random.fold_in(lab.key, 30 + part)).params
+            params = lab.programs[name](fixed, params, data, jax.random.fold_in(lab.key, 30 + part)).params
             parts.append(measure(lab, params))
         more = {"trainings": 1, "seconds": time.perf_counter() - began, "on the way": parts}
         found[f"flipped labels, {name}"] = {**parts[-1], **more}
@@ -310,10 +362,12 @@ def compare_weights(lab: Lab) -> dict[str, dict]:
     return found
 
 
-PARTS = {"tuning": compare_tuning, "starts": compare_starts, "weights": compare_weights}
+PARTS = {"tuning": compare_tuning, "starts": compare_starts, "weights": compare_weights, "falling": compare_falling}
+ASKED = ["tuning", "starts", "weights"]
 DIFFERENCES = (
     ("meta-network", "default"),
     ("meta-network", "random search"),
+    ("meta-network", "random search, falling rates"),
     ("meta-network, online", "default"),
     ("rate 30 times too small, meta-network", "best fixed rate"),
     ("rate 30 times too large, meta-network", "best fixed rate"),
@@ -355,13 +409,13 @@ def main(arguments=None) -> dict:
     parser.add_argument("--data-dir", type=Path, help="folder with CIFAR-10; a download without")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="steps of a tuned training, a multiple of those of a round")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=ASKED, help="default: all but falling")
     parser.add_argument("--smoke", action="store_true", help="noise for images, a tiny network: does it run?")
     parser.add_argument("--out", type=Path, help="folder for cifar10_metanet.json")
     options = parser.parse_args(arguments)
     setting = FULL if options.full else Setting()
     if options.smoke:
-        setting = Setting(4, (2, 2), 4, 60, 20, 4, 4, 2, 8, 2, 0.2, 0.12, 1, 20, 4)
+        setting = Setting(4, (2, 2), 4, 60, 20, 4, 4, 2, 8, 1, 2, 0.15, 0.3, 0.15, 1, 1, 20, 4)
     setting = setting._replace(steps=options.steps or setting.steps)
     began = time.perf_counter()
     load = partial(load_cifar10_arrays, data_dir=options.data_dir, image_size=setting.image_size)

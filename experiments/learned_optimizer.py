@@ -49,8 +49,9 @@ RIVALS: dict[str, tuple[Callable, np.ndarray]] = {
 class Setting:
     horizon: int = 500  # Judged after a fifth of it, all of it and five times as much.
     unroll: int = 20
-    steps: int = 600  # Outer steps of PES; back-propagation, which costs more, takes a third of them.
+    steps: int = 800  # Outer steps of PES; the LSTM takes half of them, back-propagation, which costs more, a sixth.
     tasks: int = 8
+    stages: int = 4  # After each the weights are kept; which of them is judged, training tasks say.
     pairs: int = 4
     rate: float = 3e-3
     judged_tasks: int = 32  # And as many of training to tune the rates of the rivals on.
@@ -90,8 +91,8 @@ def learner_of(transform, init, setting: Setting, **options) -> MetaLearner:
 
 
 @functools.cache
-def curves_of(transform, setting: Setting) -> Callable:
-    """Make `(theta, episodes, keys) -> losses after each unroll, [tasks, points]`: one program for all."""
+def curves_of(transform, setting: Setting, points: int) -> Callable:
+    """Make `(theta, episodes, keys) -> losses after each of some unrolls, [tasks, points]`: one program for all."""
     learner = learner_of(transform, None, setting)
 
     def of_task(theta, episode, key):
@@ -107,15 +108,16 @@ def curves_of(transform, setting: Setting) -> Callable:
                 "diverged": metrics["diverged"],
             }
 
-        return jax.lax.scan(body, inner, length=5 * setting.horizon // setting.unroll)[1]
+        return jax.lax.scan(body, inner, length=points)[1]
 
     return jax.jit(jax.vmap(of_task, in_axes=(None, 0, 0)))
 
 
-def loss_curves(transform, thetas: list, episodes, key, setting: Setting) -> dict[str, np.ndarray]:
-    """Train on every task with each of the thetas; losses `[thetas, tasks, points]`."""
+def loss_curves(transform, thetas: list, episodes, key, setting: Setting, length: int = 5) -> dict[str, np.ndarray]:
+    """Train on every task with each of the thetas, for so many horizons; losses `[thetas, tasks, points]`."""
     keys = jax.random.split(key, episodes.support.weights.shape[0])
-    curves = [jax.device_get(curves_of(transform, setting)(theta, episodes, keys)) for theta in thetas]
+    program = curves_of(transform, setting, length * setting.horizon // setting.unroll)
+    curves = [jax.device_get(program(theta, episodes, keys)) for theta in thetas]
     return jax.tree.map(lambda *each: np.stack(each), *curves)
 
 
@@ -144,17 +146,17 @@ def contenders(setting: Setting) -> dict[str, Contender]:
     short = {"num_unrolls": setting.horizon // 5 // setting.unroll}
     by_pes = pes(num_pairs=setting.pairs, num_unrolls=setting.horizon // setting.unroll)
     guarded = skip_diverged(exact(), max_norm=1.0)
-    fewer = max(1, setting.steps // 3)
+    half, fewer = max(1, setting.steps // 2), max(1, setting.steps // 6)
     return {
         "MLP, PES": Contender(mlp, {}, by_pes, setting.steps),
-        "LSTM, PES": Contender(lstm, {}, by_pes, setting.steps),
+        "LSTM, PES": Contender(lstm, {}, by_pes, half),
         "MLP, full unrolls": Contender(short_mlp, short, guarded, fewer),
         "MLP, truncated": Contender(short_mlp, {**short, "truncate": True}, guarded, fewer),
     }
 
 
 def trainer(contender: Contender, source: TaskSource, setting: Setting) -> Callable:
-    """Make `(theta, key) -> trained theta, metrics on the way`, which compiles once for all seeds."""
+    """Make `(theta, key) -> theta after each stage, metrics on the way`, which compiles once for all seeds."""
     optimizer, options, estimator, steps = contender
     learner = learner_of(optimizer.transform, optimizer.init, setting, **options)
     rates = optax.cosine_decay_schedule(setting.rate, steps, 0.05)
@@ -170,11 +172,19 @@ def trainer(contender: Contender, source: TaskSource, setting: Setting) -> Calla
 
         train_state = init_train_state(key, learner, outer, source, num_tasks=setting.tasks, estimator=estimator)
         train_state = train_state._replace(meta_params=theta)
-        calls = {"num_tasks": setting.tasks, "steps_per_call": min(20, steps)}
+        per_call = min(20, steps)
+        calls = {"num_tasks": setting.tasks, "steps_per_call": per_call}
         if not programs:
             programs.append(compile_steps(train_step, train_state, source, key, **calls))
-        calls |= {"num_steps": steps, "callback": callback, "program": programs[0]}
-        return fit(train_step, train_state, source, key, **calls).meta_params, rows
+        calls |= {"callback": callback, "program": programs[0]}
+        thetas = []
+        for stage in range(1, setting.stages + 1):
+            # A multiple of the steps of a call, so that its program serves all stages.
+            end = steps if stage == setting.stages else steps * stage // setting.stages // per_call * per_call
+            if end > int(train_state.step):
+                train_state = fit(train_step, train_state, source, key, num_steps=end, **calls)
+                thetas.append(jax.tree.map(jnp.copy, train_state.meta_params))
+        return thetas, rows
 
     return train
 
@@ -185,7 +195,7 @@ def run_seed(seed: int, sources, trained: dict[str, tuple[LearnedOptimizer, Call
     key_tuning, key_judged, key_curves, key_train = jax.random.split(jax.random.key(seed), 4)
     tuning = training.sample(key_tuning, training.pool, training.spec, setting.judged_tasks)
     judged = held_out.sample(key_judged, held_out.pool, held_out.spec, setting.judged_tasks)
-    result = {"seed": seed, "rates": {}, "curves": {}, "loss": {}, "meta_training": {}, "seconds": {}}
+    result = {"seed": seed, "rates": {}, "curves": {}, "loss": {}, "meta_training": {}, "seconds": {}, "stages": {}}
 
     def keep(name, curves, place=0):
         steps = [setting.unroll * (point + 1) for point in range(curves["loss"].shape[-1])]
@@ -212,8 +222,13 @@ def run_seed(seed: int, sources, trained: dict[str, tuple[LearnedOptimizer, Call
         key_init, key_fit = jax.random.split(jax.random.fold_in(key_train, number))
         # Adam at its tuned rate is where the training of the optimiser begins.
         begin = optimizer.as_adam(optimizer.init(key_init), result["rates"]["Adam"][setting.horizon])
-        theta, rows = train(begin, key_fit)
-        curves = loss_curves(optimizer.transform, [theta], judged, key_curves, setting)
+        thetas, rows = train(begin, key_fit)
+        # Beside the rates of the rivals, which are tuned on the same tasks, this is little to choose from.
+        tried = loss_curves(optimizer.transform, thetas, tuning, key_curves, setting, length=1)["loss"].mean(1)
+        within = [point for steps, point in columns(setting).items() if steps <= setting.horizon]
+        kept = int(np.log(tried[:, within]).mean(1).argmin())
+        result["stages"][name] = kept + 1
+        curves = loss_curves(optimizer.transform, [thetas[kept]], judged, key_curves, setting)
         keep(name, curves)
         result["loss"][name] = {
             steps: float(curves["loss"][0, :, point].mean()) for steps, point in columns(setting).items()

@@ -247,17 +247,21 @@ def test_the_experiment_runs(tmp_path, capsys):
     experiment = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(experiment)
     few = "--random-data --seeds 2 --image-size 4 --train 40 --validation 16 --test 30 --num-decisions 3"
-    experiment.main([*few.split(), *f"--steps-between 1 --episodes 24 --out {tmp_path}".split()])
+    experiment.main([*few.split(), *f"--steps-between 1 --episodes 40 --out {tmp_path}".split()])
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
     assert len(result["seeds"]) == 2 and "default: learned controller" in printed
     for record in result["seeds"]:
-        assert len(record["curve"]["return"]) == 24 and len(record["judged"]) == 8
+        assert len(record["curve"]["return"]) == 40 and len(record["judged"]) == 9
         for row in record["judged"].values():
             assert len(row["accuracy"]) == 8 and all(0 <= value <= 1 for value in row["accuracy"])
             assert len(row["hyper_parameters"]["learning_rate"]) == 3
     spent = {name: row["gradient_steps_before"] for name, row in result["seeds"][0]["judged"].items()}
     # Trainings of three steps each; random actions cost nothing beforehand.
-    assert spent["default: learned controller"] == 72 == spent["default: best of 24 random settings"]
+    assert spent["default: learned controller"] == 120 == spent["default: best of 40 random settings"]
+    assert spent["default: hypergradient"] == 120
+    with pytest.raises(SystemExit):
+        experiment.main([*few.split(), "--episodes", "32"])
+    assert "--episodes must be 36 or more" in capsys.readouterr().err
     assert spent["default: best of 16 random settings"] == 48
     assert spent["anywhere: random actions"] == 0

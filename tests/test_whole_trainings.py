@@ -51,7 +51,7 @@ def learn(rate, meta_optimizer, *, trainings, validation_loss=half_square, **bou
     init, step = learn_over_trainings(train, validation_loss, controller, meta_optimizer, **bounds)
     step, states, reports = jax.jit(step), [init(controller.init(jax.random.key(0)))], []
     for _ in range(trainings):
-        state, report = step(states[-1], jnp.zeros(()), 1.0, 1.0, jax.random.key(0))
+        state, report = step(states[-1], jnp.zeros(1), 1.0, 1.0, jax.random.key(0))
         states.append(state)
         reports.append(report)
     return controller, states, reports
@@ -99,6 +99,36 @@ def test_a_rate_is_found_from_far_away():
         assert 0.7 < found < 1.3
 
 
+@pytest.mark.parametrize("max_norm", [np.inf, 0.1])
+def test_a_step_follows_the_mean_of_what_the_starts_say_each_cut(max_norm):
+    """Of a start p the loss is `(1 - r)^4 (1 - p)^2 / 2`, so that gradients are as `(1 - p)^2`."""
+    controller = learned_values({"learning_rate": RATE}, Hypers(0.2))
+    train = trained_by(controller, num_rounds=2, num_steps=1, averaged_rounds=0)
+    bounds, theta = {"max_norm": max_norm}, controller.init(KEY)
+    init, step = learn_over_trainings(train, half_square, controller, optax.sgd(1.0), **bounds)
+    starts = jnp.array([0.0, -1.0, 0.5])
+    moves, norms = [], []
+    for params in (starts, *starts[:, None]):
+        state, report = jax.jit(step)(init(theta), params, 1.0, 1.0, KEY)
+        moves.append(float(state.theta["raw"]["learning_rate"] - theta["raw"]["learning_rate"]))
+        norms.append(report.grad_norms)
+    together, *alone = moves
+    np.testing.assert_allclose(together, np.mean(alone), rtol=1e-5)
+    np.testing.assert_allclose(norms[0], np.concatenate(norms[1:]), rtol=1e-5)
+    np.testing.assert_allclose(norms[0] / norms[0][0], [1.0, 4.0, 0.25], rtol=1e-5)
+    np.testing.assert_allclose(alone, np.minimum(norms[0], max_norm), rtol=1e-5)
+    assert np.ptp(norms[0]) > 0.3 and state.steps == 1
+
+
+def test_a_start_that_diverges_stops_the_step_and_is_counted():
+    controller = learned_values({"learning_rate": RATE}, Hypers(0.2))
+    train = trained_by(controller, num_rounds=2, num_steps=1, averaged_rounds=0)
+    init, step = learn_over_trainings(train, half_square, controller, optax.sgd(1.0), max_loss=100.0)
+    state, report = jax.jit(step)(init(controller.init(KEY)), jnp.array([0.0, 1e3, jnp.nan]), 1.0, 1.0, KEY)
+    assert report.diverged.tolist() == [False, True, True] and np.isinf(report.loss) and report.grad_norm == 0
+    assert (state.steps, state.diverged, state.skipped) == (1, 2, 1) and np.isinf(state.best_loss)
+
+
 def test_a_step_too_far_is_taken_back_and_the_next_are_smaller():
     # From 0.5 the first step leads to a rate near 8, with a loss of (1 - r)^4 / 2.
     controller, states, reports = learn(0.5, optax.sgd(1e3), trainings=2, max_loss=100.0)
@@ -108,10 +138,23 @@ def test_a_step_too_far_is_taken_back_and_the_next_are_smaller():
     assert (states[2].shrunk, states[2].diverged, states[2].skipped) == (0.5, 1, 1)
     assert states[2].best_theta == states[0].theta and states[2].best_loss == reports[0].loss
     np.testing.assert_allclose(controller.hypers(states[2].best_theta, None).learning_rate, 0.5, rtol=1e-5)
+    # What momentum says is forgotten with it.
+    _, states, reports = learn(0.5, optax.sgd(1e3, momentum=0.9), trainings=2, max_loss=100.0)
+    traces = [state.meta_opt_state[0].trace["raw"]["learning_rate"] for state in states]
+    assert reports[1].diverged and traces[0] == 0 and traces[1] != 0 and traces[2] == 0
     # A rise that is no divergence is one all the same where it is more than chance.
     _, states, reports = learn(0.5, optax.sgd(10.0), trainings=2, max_rise=1e-3)
     assert not reports[1].diverged and reports[1].loss > reports[0].loss + 1e-3
     assert (states[2].shrunk, states[2].diverged, states[2].skipped) == (0.5, 0, 1)
+
+
+def test_steps_are_as_large_as_their_schedule_says():
+    """It goes by the number of all steps, whatever became of them."""
+    _, states, reports = learn(0.5, optax.sgd(1.0), trainings=3, schedule=lambda step: jnp.array([1.0, 0.0, 0.5])[step])
+    raws = [float(state.theta["raw"]["learning_rate"]) for state in states]
+    norms = [float(report.grad_norm) for report in reports]
+    np.testing.assert_allclose(np.abs(np.diff(raws)), [norms[0], 0.0, 0.5 * norms[2]], rtol=1e-5)
+    assert min(norms) > 0
 
 
 def test_while_no_training_ends_well_the_rates_retreat():
@@ -119,6 +162,8 @@ def test_while_no_training_ends_well_the_rates_retreat():
     raws = [float(state.theta["raw"]["learning_rate"]) for state in states]
     assert all(bool(report.diverged) for report in reports) and raws[0] > raws[1] > raws[2] > raws[3]
     assert states[3].diverged == 3 and np.isinf(states[3].best_loss)
+    # It began too far off; no step of its own went too far.
+    assert states[3].shrunk == 1
 
 
 def test_of_a_gradient_that_is_no_number_nothing_is_learned():
@@ -135,8 +180,12 @@ def test_what_cannot_be_is_refused():
     for name, given in (("num_rounds", 0), ("num_steps", 0), ("averaged_rounds", -1)):
         with pytest.raises(ValueError, match=name):
             trained_by(controller, **{"num_rounds": 1, "num_steps": 1, name: given})
-    for bound in ("max_rise", "max_loss"):
-        with pytest.raises(ValueError, match="max_rise > 0 and max_loss > 0; given"):
+    init, step = learn_over_trainings(trained_by(controller, num_rounds=1), half_square, controller, optax.sgd(1.0))
+    for params in (jnp.zeros(()), {"a": jnp.zeros([2, 3]), "b": jnp.zeros(3)}, jnp.zeros([0, 2]), {}):
+        with pytest.raises(ValueError, match=r"leaves \[starts, ...\]"):
+            step(init(controller.init(KEY)), params, 1.0, 1.0, KEY)
+    for bound in ("max_norm", "max_rise", "max_loss"):
+        with pytest.raises(ValueError, match="max_norm > 0, max_rise > 0 and max_loss > 0; given"):
             learn_over_trainings(lambda: None, half_square, controller, optax.sgd(1.0), **{bound: 0.0})
 
 

@@ -119,7 +119,8 @@ def meta_network(ranges: Mapping[str, Range], start: Hypers, *, hidden: int = 16
 
     `raw = raw_0 + f(features)`: f sees each layer alike (its gradient norm, mean and standard deviation, with the loss
     and the progress), says what the layer gets, and from the mean over the layers what all get. f begins at 0, so that
-    the first hyper-parameters are those of the start; raw_0 is learned with it.
+    the first hyper-parameters are those of the start; raw_0 is learned with it. The progress has a path of its own
+    past the hidden units, so that a schedule is learned as fast as a level.
 
     Args:
       ranges: Of each field of `Hypers` that is learned; not of `example_weights`.
@@ -179,7 +180,8 @@ def meta_network(ranges: Mapping[str, Range], start: Hypers, *, hidden: int = 16
     return HyperController(init, hypers, _retreat)
 
 
-NUM_FEATURES = 5
+# How many a layer has, and which of them is the progress.
+NUM_FEATURES, PROGRESS = 5, 1
 
 
 class _MetaNetwork(nn.Module):
@@ -191,12 +193,13 @@ class _MetaNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, rows):
-        hidden = nn.tanh(nn.Dense(self.hidden, name="hidden")(rows))
-        # At 0 in the beginning: the start decides until something has been learned. Means over the hidden units, so
-        # that a step of all weights moves the offsets about as far as it moves a number that is learned itself.
-        of_layers = nn.Dense(self.by_layer, kernel_init=nn.initializers.zeros, name="by_layer")(hidden / self.hidden)
-        of_all = hidden.mean(0) / self.hidden
-        return of_layers, nn.Dense(self.overall, kernel_init=nn.initializers.zeros, name="overall")(of_all)
+        # Means over the hidden units, so that a step of all weights moves the offsets about as far as it moves a number
+        # that is learned itself; so does one of the weight of the progress, from -1 to 1, alone.
+        hidden = nn.tanh(nn.Dense(self.hidden, name="hidden")(rows)) / self.hidden
+        seen = jnp.concatenate([hidden, rows[:, PROGRESS : PROGRESS + 1]], -1)
+        # At 0 in the beginning: the start decides until something has been learned.
+        of_layers = nn.Dense(self.by_layer, kernel_init=nn.initializers.zeros, name="by_layer")(seen)
+        return of_layers, nn.Dense(self.overall, kernel_init=nn.initializers.zeros, name="overall")(seen.mean(0))
 
 
 def _rows(features: TrainingFeatures, layers) -> jax.Array:

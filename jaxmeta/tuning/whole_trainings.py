@@ -39,17 +39,17 @@ class MetaTrainState(NamedTuple):
     """What is learned over trainings, between two of them.
 
     Attributes:
-      trainings: How many so far, int32 scalar.
+      steps: How many so far, int32 scalar; each is of one training from each start.
       theta: What decides on the hyper-parameters of the next.
-      best_theta: What did in the training with the lowest loss so far: the one to use.
+      best_theta: What did in the trainings with the lowest loss so far: the one to use.
       best_loss: That loss, on validation data; infinite before the first.
       meta_opt_state: Of the optimiser of theta.
       shrunk: What steps of theta are multiplied by: halved whenever one went too far, and a third more after others.
       diverged: Trainings that diverged, int32 scalar.
-      skipped: Trainings from which no step was taken, int32 scalar, those included.
+      skipped: Steps that were not taken, int32 scalar, for that reason or another.
     """
 
-    trainings: jax.Array
+    steps: jax.Array
     theta: PyTree
     best_theta: PyTree
     best_loss: jax.Array
@@ -60,10 +60,20 @@ class MetaTrainState(NamedTuple):
 
 
 class MetaTrainReport(NamedTuple):
-    """What came of a training, scalars: its loss on validation data, the norm of the gradient, whether it diverged."""
+    """What came of the trainings of a step.
+
+    Attributes:
+      loss: Their mean loss on validation data, scalar; infinite where one diverged.
+      grad_norm: Norm of the gradient that was followed, scalar; 0 where no step was taken.
+      losses: Of each start, `[starts]`.
+      grad_norms: Of each start, before it is cut to `max_norm`, `[starts]`.
+      diverged: Whether each diverged, `[starts]`.
+    """
 
     loss: jax.Array
     grad_norm: jax.Array
+    losses: jax.Array
+    grad_norms: jax.Array
     diverged: jax.Array
 
 
@@ -154,33 +164,44 @@ def learn_over_trainings(
     controller: HyperController,
     meta_optimizer: optax.GradientTransformation,
     *,
+    schedule: optax.Schedule | None = None,
+    max_norm: float = float("inf"),
     max_rise: float = float("inf"),
     max_loss: float = float("inf"),
 ) -> tuple[Callable, Callable]:
-    """Learn what decides on the hyper-parameters: a step of theta after every training.
+    """Learn what decides on the hyper-parameters: a step of theta after a training from each of some starts.
 
-    `theta <- theta - meta_rate d/dtheta L_validation(phi_T(theta))`
+    `theta <- theta - meta_rate mean over starts of cut(d/dtheta L_validation(phi_T(theta)))`
 
-    The best learning rates lie close to those where training blows up, and there a gradient says nothing. So a training
-    whose loss is above the best one so far by more than `max_rise` is not followed: theta goes half way back to the
-    best, and its next steps are smaller. So it is with one that diverged: its loss on validation data, one on
-    the way or a parameter is not finite, or one of those losses is above `max_loss`; before any has ended well, theta
-    takes the controller's retreat to smaller learning rates. From a gradient that is not finite nothing is learned.
+    From one start to another the gradient differs by more than its mean, and where training is near blowing up a few
+    are hundreds of times larger than others: so each is cut to `max_norm` before the mean is taken.
+
+    The best learning rates lie close to those where training blows up, and there a gradient says nothing. So trainings
+    whose mean loss is above the best one so far by more than `max_rise` are not followed: theta goes half way back to
+    the best, its next steps are smaller, and the optimiser begins anew, for momentum would lead too far again. So it is
+    where one of them
+    diverged: its loss on validation data, one on the way or a parameter is not finite, or one of those losses is above
+    `max_loss`; before any have ended well, theta takes the controller's retreat to smaller learning rates twice. From a
+    gradient that is not finite nothing is learned.
 
     Args:
       train: From `whole_training`.
       validation_loss: `(params, validation, key) -> scalar`, of the parameters at the end.
       controller: The same as in `train`.
-      meta_optimizer: Of theta; one that bounds its steps, such as `optax.adam`.
-      max_rise: More than chance makes of the loss, from one start and order of examples to another.
+      meta_optimizer: Of theta; one that bounds its steps, such as `optax.adam`. It begins anew after a step too far.
+      schedule: What its steps are multiplied by, by their number; 1 if None. One of the optimiser's own would begin
+        anew with it.
+      max_norm: What the gradient of each start is scaled down to where its global norm is above.
+      max_rise: More than chance makes of the mean loss, from some starts to others.
       max_loss: A loss above it counts as diverged.
 
     Returns:
       `init(theta) -> MetaTrainState` and `step(state, params, training, validation, key) -> MetaTrainState,
-      MetaTrainReport`, pure. Give each step other first parameters and another key: what is learned then serves any.
+      MetaTrainReport`, pure; leaves of params are `[starts, ...]`, trained one after another on the same data. Give
+      each step other first parameters and another key: what is learned then serves any.
 
     Raises:
-      ValueError: a bound that is not above 0.
+      ValueError: a bound that is not above 0; at trace time, parameters without starts.
 
     Example:
       >>> from jaxmeta.tuning import Range, learned_values
@@ -193,47 +214,69 @@ def learn_over_trainings(
       >>> state = init(controller.init(jax.random.key(0)))
       >>> losses = []
       >>> for trial in range(3):
-      ...     state, report = step(state, jnp.zeros(()), 1.0, 1.0, jax.random.key(trial))
+      ...     state, report = step(state, jnp.array([0.0, -0.5]), 1.0, 1.0, jax.random.key(trial))
       ...     losses.append(float(report.loss))
       >>> losses[0] > losses[1] > losses[2]
       True
     """
-    if not (max_rise > 0 and max_loss > 0):
+    if not (max_norm > 0 and max_rise > 0 and max_loss > 0):
         raise ValueError(
-            f"learn_over_trainings needs max_rise > 0 and max_loss > 0; given {max_rise} and {max_loss}. "
-            "Leave them out for no bound."
+            f"learn_over_trainings needs max_norm > 0, max_rise > 0 and max_loss > 0; given {max_norm}, {max_rise} and "
+            f"{max_loss}. Leave them out for no bound."
         )
 
     def init(theta):
         none, one = jnp.int32(0), jnp.ones(())
         return MetaTrainState(none, theta, theta, jnp.inf * one, meta_optimizer.init(theta), one, none, none)
 
-    def step(state: MetaTrainState, params, training, validation, key):
+    def one_start(theta, params, training, validation, key):
         key_training, key_validation = jax.random.split(key)
 
         def loss_of(theta):
             trained = train(theta, params, training, key_training)
             return validation_loss(trained.params, validation, key_validation), trained
 
-        (loss, trained), grads = jax.value_and_grad(loss_of, has_aux=True)(state.theta)
+        (loss, trained), grads = jax.value_and_grad(loss_of, has_aux=True)(theta)
         highest = jnp.maximum(loss, trained.losses.max())
         # Of what is not a number, no comparison holds.
         diverged = ~(highest <= max_loss) | ~all_finite((highest, trained.params))
-        loss = jnp.where(diverged, jnp.inf, loss)
-        too_far = diverged | (loss - state.best_loss > max_rise)
-        usable = ~too_far & all_finite(grads)
+        norm = optax.tree.norm(grads)
+        # Without a bound it is 1, and not infinity by infinity where the norm is.
+        cut = jnp.where(norm > max_norm, max_norm / norm, 1.0)
+        return loss, jax.tree.map(lambda leaf: leaf * cut.astype(leaf.dtype), grads), norm, diverged
+
+    def step(state: MetaTrainState, params, training, validation, key):
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+        starts = {shape[:1] for shape in shapes}
+        if len(starts) != 1 or starts & {(), (0,)}:
+            raise ValueError(
+                f"Parameters are needed from one start or more, leaves [starts, ...]; given leaves of shapes {shapes}. "
+                "For one start, add an axis in front: jax.tree.map(lambda leaf: leaf[None], params)."
+            )
+        keys = jax.random.split(key, starts.pop()[0])
+        losses, grads, norms, diverged = jax.lax.map(
+            lambda start: one_start(state.theta, start[0], training, validation, start[1]), (params, keys)
+        )
+        loss = jnp.where(diverged.any(), jnp.inf, losses.mean())
+        too_far = diverged.any() | (loss - state.best_loss > max_rise)
+        usable = ~too_far & jnp.isfinite(norms).all()
+        grads = jax.tree.map(lambda leaf: leaf.mean(0), grads)
         best_theta = choose(loss < state.best_loss, state.theta, state.best_theta)
         best_loss = jnp.minimum(loss, state.best_loss)
         updates, meta_opt_state = meta_optimizer.update(grads, state.meta_opt_state, state.theta)
         half_way = jax.tree.map(lambda now, best: (now + best) / 2, state.theta, best_theta)
-        back = choose(jnp.isfinite(best_loss), half_way, controller.retreat(state.theta))
-        moved = jax.tree.map(lambda now, update: now + state.shrunk.astype(now.dtype) * update, state.theta, updates)
+        known = jnp.isfinite(best_loss)
+        # Twice: from rates that are too small the gradient leads back, from the edge of what is stable it does not.
+        back = choose(known, half_way, controller.retreat(controller.retreat(state.theta)))
+        size = state.shrunk * (1.0 if schedule is None else schedule(state.steps))
+        moved = jax.tree.map(lambda now, update: now + size.astype(now.dtype) * update, state.theta, updates)
         theta = choose(usable, moved, choose(too_far, back, state.theta))
-        meta_opt_state = choose(usable, meta_opt_state, state.meta_opt_state)
-        shrunk = jnp.where(too_far, state.shrunk / 2, jnp.minimum(4 / 3 * state.shrunk, 1.0))
-        counts = state.diverged + diverged, state.skipped + ~usable
-        report = MetaTrainReport(loss, jnp.where(usable, optax.tree.norm(grads), 0.0), diverged)
-        state = MetaTrainState(state.trainings + 1, theta, best_theta, best_loss, meta_opt_state, shrunk, *counts)
-        return state, report
+        anew = meta_optimizer.init(state.theta)
+        meta_opt_state = choose(usable, meta_opt_state, choose(too_far, anew, state.meta_opt_state))
+        # While no trainings have ended well, none of its steps was the cause.
+        shrunk = jnp.where(too_far & known, state.shrunk / 2, jnp.minimum(4 / 3 * state.shrunk, 1.0))
+        counts = state.diverged + diverged.sum(dtype=jnp.int32), state.skipped + ~usable
+        report = MetaTrainReport(loss, jnp.where(usable, optax.tree.norm(grads), 0.0), losses, norms, diverged)
+        return MetaTrainState(state.steps + 1, theta, best_theta, best_loss, meta_opt_state, shrunk, *counts), report
 
     return init, step
