@@ -5,14 +5,25 @@ Paper     Liu, Simonyan and Yang, "DARTS: Differentiable Architecture Search", 2
 Command   python experiments/cifar10_architecture.py --data-dir DIR [--full] [--seeds 3] [--out FOLDER]
 Ways      the found networks, by a gradient of the mixture that takes the weights as they are (first order), or that
           goes through a training step, exactly (second order); the median of random networks of the space, trained as
-          long; and the best of so many of them, by validation, as the search of the second order cost.
-Expected  the found networks above the median of the random ones; whether the second order is better than the first is
-          for the table to say.
-Setting   every network is trained from the beginning with as many gradient steps of 64 images, SGD with momentum; a
-          fifth of the training images are for validation, on which alone anything is chosen; test images are met once.
+          long; and the best of them by validation, of no more than the search of the second order cost.
+Asked     the found networks above the median of the random ones; the second order above the first, or the report says
+          that it is not.
+Reached   accuracy in %, three seeds, means with 95 % intervals. Both searches are above the median of the random
+          networks, by 10.2 +- 6.1 and 10.2 +- 8.1 points. The second order is NOT above the first (0.0 +- 7.7): of each
+          seed one network is trained once, and that is too few to tell them apart.
+
+              first order              48.5 +- 4.2
+              second order             48.5 +- 7.1
+              random, median           38.3 +- 2.0
+              random, best of five     42.3 +- 2.0
+
+          The searches of the second order cost as much as 8, 13 and 5 random networks on cores that had other work.
+Setting   every network is trained from the beginning with as many gradient steps of 64 images, SGD with momentum and
+          a rate that falls to 0; a fifth of the training images, the same ones for all seeds, are for validation, on
+          which alone anything is chosen; test images are met once.
           Small: images of 16x16, 10,000 of them, 300 steps of search and 600 of training. Full: 32x32, all of them,
           5,000 and 10,000 steps.
-Hardware  small: two CPU cores, where it has not been run to its end yet; full: meant for a GPU.
+Hardware  small: 26 minutes on one CPU core that had other work, most of it compilation; full: meant for a GPU.
 """
 
 import argparse
@@ -46,8 +57,7 @@ from jaxmeta.tuning import (
 )
 
 CLASSES, BATCH_SIZE = 10, 64
-BEST = "random, best by validation of as many as the search cost"
-MEDIAN = "random, median"
+BEST, MEDIAN = "random, best by validation", "random, median"
 HYPERS = Hypers(0.05, momentum=0.9, weight_decay=3e-4)
 # Of the training of one network: at 0.05, and where the rate does not fall, large ones without normalisation vary from
 # start to start by more than networks differ.
@@ -67,7 +77,7 @@ class Setting(NamedTuple):
     images: int = 10_000
     search_steps: int = 300
     train_steps: int = 600
-    rivals: int = 8
+    rivals: int = 5
     space: Space = Space()
 
 
@@ -168,7 +178,8 @@ def run_seed(data: Data, setting: Setting, seed: int) -> dict:
     afforded = rivals[: max(1, min(len(rivals), round(cost)))]
     best = max(afforded, key=lambda rival: rival["validation"])
     record[MEDIAN] = {"test": float(np.median([rival["test"] for rival in rivals]))}
-    record[BEST] = {"test": best["test"], "afforded": len(afforded)}
+    record[BEST] = {"test": best["test"], "afforded": len(afforded), "cost": cost}
+    print(f"seed {seed}: the second order cost {cost:.1f} networks; the best is of {len(afforded)}", flush=True)
     return record | {"rivals": rivals}
 
 

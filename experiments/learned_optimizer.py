@@ -10,7 +10,9 @@ Setting   a task: five digits of MNIST (0 to 4 in training, 5 to 9 held out; wit
           mini-batches of 32. Weights begin as Adam at its tuned rate. By PES in unrolls of 20 of 500 steps, or by
           back-propagation, full or truncated, through 100 steps. Each rival takes the same number of steps on the same
           held-out tasks from the same starts; the rates of Adam and SGD are tuned on training tasks for each column
-          anew, the last too, which favours them there. The loss is that of all 300 training images.
+          anew, the last too, which favours them there. Of a learned optimiser, the weights after each quarter of its
+          training are tried on those tasks, and those best over the first two columns are judged in all. The loss is
+          that of all 300 training images.
 Hardware  small: two CPU cores, where it has not been run to its end yet; full: one GPU.
 """
 

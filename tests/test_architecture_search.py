@@ -12,6 +12,7 @@ import pytest
 from conftest import load_experiment
 from jaxmeta.base import Batch
 from jaxmeta.inner import inner_loop, meta_grad
+from jaxmeta.metagrad import mixed_mode
 from jaxmeta.tuning import (
     Architecture,
     Cell,
@@ -126,12 +127,16 @@ def linear_problem():
     return supernet(space, 2), data
 
 
-@pytest.mark.parametrize("lookahead", [pytest.param(0, marks=pytest.mark.slow), 2])
-def test_the_gradient_of_the_scores_is_exact(x64, lookahead):
+@pytest.mark.parametrize(
+    ("lookahead", "metagrad"),
+    [pytest.param(0, None, marks=pytest.mark.slow), (2, None), pytest.param(2, mixed_mode(), marks=pytest.mark.slow)],
+)
+def test_the_gradient_of_the_scores_is_exact(x64, lookahead, metagrad):
     """Against finite differences of training and validating by hand; with none ahead the weights are fixed."""
     every, data = linear_problem()
     hypers = Hypers(0.3, momentum=0.5, weight_decay=0.1)
-    search = architecture_search(every, hypers, batch_size=5, lookahead=lookahead, scores_optimizer=optax.sgd(1.0))
+    options = {"lookahead": lookahead, "metagrad": metagrad, "scores_optimizer": optax.sgd(1.0)}
+    search = architecture_search(every, hypers, batch_size=5, **options)
     state = search.init(KEY, data.inputs)
     # Somewhere on the way, with a momentum.
     step = jax.jit(search.step)
