@@ -4,13 +4,20 @@ Sources   Mnih et al., 2015, "Human-level control through deep reinforcement lea
           and Silver, 2016, arXiv 1509.06461. The view of training as a decision process is that of Li and Malik, 2016,
           arXiv 1606.01885, and of Daniel, Taylor and Nowozin, 2016.
 Command   python experiments/cifar10_controller.py [--small | --full] [--seeds 3] [--data-dir FOLDER] [--out FOLDER]
-So far    not run in full; one shortened run: 40 %, random actions 23 %, but no more than the default setting has.
+Asked     the reward improves with training, above random actions by a clear interval; the report says where it stands
+          against the hypergradient at equal cost.
+So far    one seed, test accuracy: the learned controller 33.6 %, random actions 22.0 %, but 41.0 % where the default
+          setting is left alone, 41.3 % by the best of 160 random settings, and 42.0 % by the hypergradient. An episode
+          gained nothing at first and 18 points of validation accuracy at the end. Three seeds have not been run yet.
 Setting   50 decisions an episode, each of 27 joint actions: learning rate, momentum and weight decay are each lowered,
           kept or raised, then a few gradient steps follow; the reward is what validation accuracy gained. Small: 16x16
           images, 8 and 16 channels, 500 steps of 32. Full: the article's network on 32x32 images, 2500 steps of 128.
 Budget    every classifier is trained by the same number of gradient steps. What was spent before, on learning the
-          controller or on searching, is a column: the longer random search has spent exactly what the controller has.
-          All of them see the same training and validation images; test images are looked at once, at the end.
+          controller, on searching or on the hypergradient (a meta-network that decides as often), is a column: the
+          longer random search and the hypergradient have spent exactly what the controller has, where a training that
+          is differentiated counts 6; in seconds the hypergradient took a fifth of what the controller did. The
+          controller is learned from episodes that begin anywhere, the hypergradient from the default setting. All of
+          them see the same training and validation images; test images are looked at once, at the end.
 Hardware  small: two CPU cores; full: for a GPU.
 """
 
