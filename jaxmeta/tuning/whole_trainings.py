@@ -173,16 +173,15 @@ def learn_over_trainings(
 
     `theta <- theta - meta_rate mean over starts of cut(d/dtheta L_validation(phi_T(theta)))`
 
-    From one start to another the gradient differs by more than its mean, and where training is near blowing up a few
-    are hundreds of times larger than others: so each is cut to `max_norm` before the mean is taken.
+    From one start to another the gradient differs by more than its mean, and near where training blows up that of some
+    starts is many times larger than of others: so each is cut to `max_norm` before the mean is taken.
 
     The best learning rates lie close to those where training blows up, and there a gradient says nothing. So trainings
     whose mean loss is above the best one so far by more than `max_rise` are not followed: theta goes half way back to
     the best, its next steps are smaller, and the optimiser begins anew, for momentum would lead too far again. So it is
-    where one of them
-    diverged: its loss on validation data, one on the way or a parameter is not finite, or one of those losses is above
-    `max_loss`; before any have ended well, theta takes the controller's retreat to smaller learning rates twice. From a
-    gradient that is not finite nothing is learned.
+    where one of them diverged: its loss on validation data, one on the way or a parameter is not finite, or one of
+    those losses is above `max_loss`; before any have ended well, theta takes the controller's retreat to smaller
+    learning rates twice. From a gradient that is not finite nothing is learned.
 
     Args:
       train: From `whole_training`.
