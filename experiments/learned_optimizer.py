@@ -28,7 +28,7 @@ Setting   a task: five digits of MNIST (0 to 4 in training, 5 to 9 held out; wit
           judged in all columns. The loss is that of all 300 training images.
 Chosen    that there are stages, and how many steps, on other seeds (10, 11); one run of seed 0 by other numbers of
           steps was seen before.
-Hardware  small: 26 minutes on one CPU core, the first half beside other runs; full: one GPU.
+Hardware  small: 25 minutes on one CPU core, the first half beside other runs; full: one GPU.
 """
 
 import argparse
