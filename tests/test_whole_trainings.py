@@ -19,8 +19,10 @@ from jaxmeta.tuning import (
     meta_network,
     one_step_weights,
     reweighted_objective,
+    training_features,
     training_losses,
     tune,
+    value_of,
     whole_training,
 )
 
@@ -89,6 +91,19 @@ def test_it_takes_the_steps_of_tune(averaged_rounds):
     for ours, theirs in ((result.params, state.average), (result.hypers, rounds.hypers)):
         jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5), ours, theirs)
     assert result.losses.shape == (3, 2) and np.ptp(result.hypers.learning_rate["flat"]) > 1e-3
+
+
+def test_progress_has_a_path_of_its_own_through_the_meta_network():
+    """Its weight alone moves a raw value by -w at the beginning of a training, and by w at the end."""
+    controller = meta_network({"learning_rate": RATE}, Hypers({"flat": 0.2}), hidden=3)
+    theta = controller.init(KEY)
+    raw, kernel = theta["raw"]["learning_rate"]["flat"], theta["network"]["by_layer"]["kernel"]
+    assert kernel.shape == (4, 1) and not kernel.any()
+    theta["network"]["by_layer"]["kernel"] = kernel.at[-1].set(0.5)
+    for progress, moved in ((0.0, -0.5), (0.5, 0.0), (1.0, 0.5)):
+        features = training_features(lambda params: params["flat"] ** 2, {"flat": jnp.ones(())}, progress)
+        rate = controller.hypers(theta, features).learning_rate["flat"]
+        np.testing.assert_allclose(rate, value_of(RATE, raw + moved), rtol=1e-5)
 
 
 def test_a_rate_is_found_from_far_away():
