@@ -194,15 +194,32 @@ def make_play(environment: Environment, learner: QLearner, setting: Setting) -> 
     return jax.jit(play)
 
 
-def search(begin, play, network: PyTree, setting: Setting, data: Episode, key) -> tuple[np.ndarray, np.ndarray]:
-    """Train with as many random settings as the controller had episodes; return them and what validation says."""
+def search(begin, play, network: PyTree, setting: Setting, states: Training, data: Episode, key) -> dict:
+    """Train with random settings, from anywhere; keep the best of a few, and of as many as the controller had episodes.
+
+    Of many, the best three of single trainings are tried from as many given beginnings as the meta-networks are, and
+    those trainings count.
+    """
     shares, found = [], []
-    for part in range(setting.episodes // setting.num_environments):
+    for part in range(setting.episodes // setting.num_environments - CANDIDATES):
         key_of_part = jax.random.fold_in(key, part)
-        states = begin(jax.random.split(key_of_part, setting.num_environments), data)
-        shares.append(states.shares)
-        found.append(play(states, data, key_of_part, network, WAYS.index("left alone")).validation)
-    return np.concatenate(shares), np.concatenate(found)
+        drawn = begin(jax.random.split(key_of_part, setting.num_environments), data)
+        shares.append(drawn.shares)
+        found.append(reached(play(drawn, data, key_of_part, network, WAYS.index("left alone"))))
+    shares, found = np.concatenate(shares), np.concatenate(found)
+
+    def tried(start):
+        of_start = states._replace(shares=jnp.broadcast_to(start, states.shares.shape))
+        return reached(play(of_start, data, key, network, WAYS.index("left alone"))).mean()
+
+    few = setting.short_search
+    best = [shares[place] for place in np.argsort(found)[-CANDIDATES:]]
+    return {few: shares[found[:few].argmax()], setting.episodes: max(best, key=tried)}
+
+
+def reached(ended: Ended) -> np.ndarray:
+    """Give the accuracies on validation images; of what diverged, that of guessing."""
+    return np.where(ended.diverged, 1 / CLASSES, ended.validation)
 
 
 def tune_by_gradient(network: Network, setting: Setting, states: Training, data: Episode, key):
@@ -259,15 +276,13 @@ def tune_by_gradient(network: Network, setting: Setting, states: Training, data:
     state, candidates = jax.block_until_ready(learn(key_learn, data))
     thetas = [jax.tree.map(lambda leaf, place=place: leaf[place], candidates) for place in range(CANDIDATES)]
     tried = [jax.device_get(train_by(theta, states, data, key_try)) for theta in thetas]
-    best = np.argmax([np.where(ended.diverged, 0.0, ended.validation).mean() for ended in tried])
+    best = np.argmax([reached(ended).mean() for ended in tried])
     return partial(train_by, thetas[best]), {"diverged": int(state.diverged), "skipped": int(state.skipped)}
 
 
-def contenders(play, network: PyTree, searched: tuple[np.ndarray, np.ndarray], by_gradient, setting: Setting) -> dict:
+def contenders(play, network: PyTree, searched: dict[int, np.ndarray], by_gradient, setting: Setting) -> dict:
     """Make what is compared, with the gradient steps that each spent beforehand. Another rival is another row."""
-    few, many = setting.short_search, setting.episodes
-    a_training = setting.num_decisions * setting.steps_between
-    shares, found = searched
+    many, a_training = setting.episodes, setting.num_decisions * setting.steps_between
 
     def of(way: str, start=None) -> Contender:
         def train(states, data, key):
@@ -282,8 +297,9 @@ def contenders(play, network: PyTree, searched: tuple[np.ndarray, np.ndarray], b
         "random actions": (of("at random"), 0),
         "left as it begins": (of("left alone"), 0),
         "hypergradient": (by_gradient, many * a_training),
-        f"best of {few} random settings": (of("left alone", shares[found[:few].argmax()]), few * a_training),
-        f"best of {many} random settings": (of("left alone", shares[found.argmax()]), many * a_training),
+    } | {
+        f"random search, {number} trainings": (of("left alone", start), number * a_training)
+        for number, start in searched.items()
     }
 
 
@@ -321,9 +337,9 @@ def run_seed(setting: Setting, options: argparse.Namespace, seed: int) -> dict:
     record, began = {"seed": seed, "judged": {}}, time.perf_counter()
     params, record["curve"] = learn(learner, setting, data, key_learn)
     record["seconds_learning"], began = time.perf_counter() - began, time.perf_counter()
-    searched = search(begin, play, params, setting, data, key_search)
-    record["seconds_searching"], began = time.perf_counter() - began, time.perf_counter()
     tried = begin(jax.random.split(key_tried, setting.num_environments), data)
+    searched = search(begin, play, params, setting, tried, data, key_search)
+    record["seconds_searching"], began = time.perf_counter() - began, time.perf_counter()
     by_gradient, record["by_gradient"] = tune_by_gradient(network, setting, tried, data, key_gradient)
     record["seconds_by_gradient"], began = time.perf_counter() - began, time.perf_counter()
     # All begin from the same weights and hyper-parameters, and all but the hypergradient see mini-batches in one order.
@@ -343,6 +359,12 @@ def report(records: list[dict], setting: Setting) -> str:
     for part in parts:
         means = [100 * np.mean(np.asarray(record["curve"]["return"])[part]) for record in records]
         lines.append(f"| {part[0] + 1}-{part[-1] + 1} | {shown(means)} |")
+    fifths = [
+        [100 * np.mean(np.asarray(record["curve"]["return"])[part]) for record in records]
+        for part in (parts[0], parts[-1])
+    ]
+    gap = paired_difference(fifths[1], fifths[0])
+    lines += ["", f"last fifth less first: {gap.mean:+.1f} +- {gap.ci95:.1f}"]
     lines += ["", f"Test accuracy after {setting.num_decisions * setting.steps_between} gradient steps:", ""]
     lines += ["| begins at: who sets | accuracy | ahead of random | diverged | steps before |", "| --- " * 5 + "|"]
 
@@ -356,7 +378,7 @@ def report(records: list[dict], setting: Setting) -> str:
         gap = f"{ahead.mean:+.1f} +- {ahead.ci95:.1f}"
         lines.append(f"| {name} | {shown(means_of(name))} | {gap} | {diverged} | {rows[0]['gradient_steps_before']} |")
     lines.append("")
-    for other in ("default: hypergradient", f"default: best of {setting.episodes} random settings"):
+    for other in ("default: hypergradient", f"default: random search, {setting.episodes} trainings"):
         gap = paired_difference(means_of("default: learned controller"), means_of(other))
         lines.append(f"learned controller less {other}: {gap.mean:+.1f} +- {gap.ci95:.1f} points")
     return "\n".join(lines)

@@ -55,10 +55,11 @@ from jaxmeta.metrics import estimate, paired_difference
 from jaxmeta.tuning import LearnedOptimizer, lstm_optimizer, mlp_optimizer, optimizer_learner, varied_mlp
 
 WAYS, POOLED, CEILING = 5, 4, 10.0
+BOUND = "Adam, best rate"
 RIVALS: dict[str, tuple[Callable, np.ndarray]] = {
-    "SGD": (optax.sgd, np.geomspace(0.1, 10.0, 8)),
-    "momentum": (functools.partial(optax.sgd, momentum=0.9), np.geomspace(0.01, 1.0, 8)),
-    "Adam": (optax.adam, np.geomspace(0.003, 0.3, 8)),
+    "SGD": (optax.sgd, np.geomspace(0.2, 5.0, 8)),
+    "momentum": (functools.partial(optax.sgd, momentum=0.9), np.geomspace(0.05, 1.0, 8)),
+    "Adam": (optax.adam, np.geomspace(0.02, 0.25, 12)),
 }
 
 
@@ -71,7 +72,8 @@ class Setting:
     stages: int = 4  # After each the weights are kept; which of them is judged, training tasks say.
     pairs: int = 4
     rate: float = 3e-3
-    judged_tasks: int = 32  # And as many of training to tune the rates of the rivals on.
+    log_above: float = 0.03  # Losses below it count little.
+    judged_tasks: int = 64  # And as many of training to tune the rates of the rivals on.
     hidden: tuple[int, ...] = (16, 16)
     units: tuple[int, ...] = (8,)
     batch_size: int = 32
@@ -80,30 +82,41 @@ class Setting:
 FULL = Setting(steps=5000, tasks=32, pairs=8, rate=1e-3, judged_tasks=256, hidden=(32, 32), units=(20,))
 
 
-def make_sources(data_dir: Path | None) -> tuple[TaskSource, TaskSource]:
-    """Load the tasks of training, and those that are held out, of other classes."""
+def make_sources(data_dir: Path | None) -> tuple[TaskSource, dict[str, TaskSource]]:
+    """Load the tasks of training, and by name those that are held out, of other classes."""
+    few = EpisodeSpec(WAYS, 12, 8)
     try:
-        dataset, held_out, spec = load_mnist(data_dir=data_dir), "validation", EpisodeSpec(WAYS, 60, 20)
+        digits = load_mnist(data_dir=data_dir)
     except DataError:
         if data_dir is not None:
             raise
-        dataset, held_out, spec = load_glyphs(), "test", EpisodeSpec(WAYS, 12, 8)
-    print(f"Tasks of {dataset.name}.", flush=True)
+        print("Tasks of letters: there are no digits.", flush=True)
+        glyphs = load_glyphs()
+        return source_of(glyphs.splits["train"], few), {"letters": source_of(glyphs.splits["test"], few)}
+    held_out = {
+        "digits": source_of(digits.splits["validation"], EpisodeSpec(WAYS, 60, 20)),
+        "letters": source_of(load_glyphs().splits["test"], few),
+    }
+    images, counts = digits.splits["train"]
+    # A digit turned or mirrored is a digit of its own: five alone are all easy to tell from each other.
+    sides = images, np.flip(images, 3)
+    views = np.concatenate([np.rot90(side, turns, (2, 3)) for side in sides for turns in range(4)])
+    return source_of((views, np.tile(counts, 8)), EpisodeSpec(WAYS, 60, 20)), held_out
 
-    def source(split):
-        images, counts = dataset.splits[split]
-        classes, number, height, width, _ = images.shape
-        blocks = images.reshape(classes, number, height // POOLED, POOLED, width // POOLED, POOLED, 1)
-        small = blocks.mean((3, 5), np.float32).round().astype(np.uint8)
-        return TaskSource(sample_episodes, jax.device_put(ClassPool(small, counts)), spec)
 
-    return source("train"), source(held_out)
+def source_of(pool, spec: EpisodeSpec) -> TaskSource:
+    """Make tasks of images of 7x7."""
+    images, counts = pool
+    classes, number, height, width, _ = images.shape
+    blocks = images.reshape(classes, number, height // POOLED, POOLED, width // POOLED, POOLED, 1)
+    small = blocks.mean((3, 5), np.float32).round().astype(np.uint8)
+    return TaskSource(sample_episodes, jax.device_put(ClassPool(small, counts)), spec)
 
 
 def learner_of(transform, init, setting: Setting, **options) -> MetaLearner:
     # Groups of steps: one short program, and memory for horizons of any length.
     options = {"batch_size": setting.batch_size, "metagrad": METAGRADS["remat_group"]()} | options
-    options |= {"ceiling": CEILING, "log_above": 1e-3}
+    options |= {"ceiling": CEILING, "log_above": setting.log_above}
     return optimizer_learner(varied_mlp(WAYS), transform, init=init, num_steps=setting.unroll, **options)
 
 
@@ -152,6 +165,7 @@ class Contender(NamedTuple):
     options: dict  # Of `optimizer_learner`.
     estimator: Estimator
     steps: int
+    horizon: int  # Steps of the trainings that it is trained on.
 
 
 def contenders(setting: Setting) -> dict[str, Contender]:
@@ -163,18 +177,18 @@ def contenders(setting: Setting) -> dict[str, Contender]:
     short = {"num_unrolls": setting.horizon // 5 // setting.unroll}
     by_pes = pes(num_pairs=setting.pairs, num_unrolls=setting.horizon // setting.unroll)
     guarded = skip_diverged(exact(), max_norm=1.0)
-    fewer = max(1, setting.steps // 3)
+    fewer, fifth = max(1, setting.steps // 3), setting.horizon // 5
     return {
-        "MLP, PES": Contender(mlp, {}, by_pes, setting.steps),
-        "LSTM, PES": Contender(lstm, {}, by_pes, setting.steps),
-        "MLP, full unrolls": Contender(short_mlp, short, guarded, fewer),
-        "MLP, truncated": Contender(short_mlp, {**short, "truncate": True}, guarded, fewer),
+        "MLP, PES": Contender(mlp, {}, by_pes, setting.steps, setting.horizon),
+        "LSTM, PES": Contender(lstm, {}, by_pes, setting.steps, setting.horizon),
+        "MLP, full unrolls": Contender(short_mlp, short, guarded, fewer, fifth),
+        "MLP, truncated": Contender(short_mlp, {**short, "truncate": True}, guarded, fewer, fifth),
     }
 
 
 def trainer(contender: Contender, source: TaskSource, setting: Setting) -> Callable:
     """Make `(theta, key) -> theta after each stage, metrics on the way`, which compiles once for all seeds."""
-    optimizer, options, estimator, steps = contender
+    optimizer, options, estimator, steps, _ = contender
     learner = learner_of(optimizer.transform, optimizer.init, setting, **options)
     rates = optax.cosine_decay_schedule(setting.rate, steps, 0.05)
     outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rates))
@@ -206,13 +220,24 @@ def trainer(contender: Contender, source: TaskSource, setting: Setting) -> Calla
     return train
 
 
-def run_seed(seed: int, sources, trained: dict[str, tuple[LearnedOptimizer, Callable]], setting: Setting) -> dict:
+def losses_at(curves: dict[str, np.ndarray], setting: Setting, place: int = 0) -> dict[int, float]:
+    """Give the mean losses of a curve where they are judged, as far as it goes."""
+    losses = curves["loss"][place].mean(0)
+    return {steps: float(losses[point]) for steps, point in columns(setting).items() if point < len(losses)}
+
+
+def run_seed(seed: int, sources, trained: dict[str, tuple[Contender, Callable]], setting: Setting) -> dict:
     """Tune the rivals, train the contenders, judge all on the held-out tasks."""
     training, held_out = sources
     key_tuning, key_judged, key_curves, key_train = jax.random.split(jax.random.key(seed), 4)
     tuning = training.sample(key_tuning, training.pool, training.spec, setting.judged_tasks)
-    judged = held_out.sample(key_judged, held_out.pool, held_out.spec, setting.judged_tasks)
-    result = {"seed": seed, "rates": {}, "curves": {}, "loss": {}, "meta_training": {}, "seconds": {}, "stages": {}}
+    judged = {
+        name: source.sample(key_judged, source.pool, source.spec, setting.judged_tasks)
+        for name, source in held_out.items()
+    }
+    first, *_ = judged
+    result = {"seed": seed, "rates": {}, "curves": {}, "meta_training": {}, "seconds": {}, "stages": {}}
+    result["loss"] = {name: {} for name in judged}
 
     def keep(name, curves, place=0):
         steps = [setting.unroll * (point + 1) for point in range(curves["loss"].shape[-1])]
@@ -224,44 +249,50 @@ def run_seed(seed: int, sources, trained: dict[str, tuple[LearnedOptimizer, Call
         rates = list(rates.astype(np.float32))
         tuned = loss_curves(make, rates, tuning, key_curves, setting)["loss"].mean(1)
         best = {steps: float(rates[tuned[:, point].argmin()]) for steps, point in columns(setting).items()}
-        curves = loss_curves(make, [np.float32(rate) for rate in best.values()], judged, key_curves, setting)
         result["rates"][name] = best
-        result["loss"][name] = {
-            steps: float(curves["loss"][place, :, point].mean())
-            for place, (steps, point) in enumerate(columns(setting).items())
-        }
-        for place, steps in enumerate(best):
-            keep(f"{name} tuned for {steps}", curves, place)
+        for where, episodes in judged.items():
+            curves = loss_curves(make, [np.float32(rate) for rate in best.values()], episodes, key_curves, setting)
+            row = {steps: losses_at(curves, setting, place)[steps] for place, steps in enumerate(best)}
+            result["loss"][where][name] = row
+            if where == first:
+                for place, steps in enumerate(best):
+                    keep(f"{name} tuned for {steps}", curves, place)
         result["seconds"][name] = round(time.time() - began, 1)
-        print(f"seed {seed}: {name} {result['loss'][name]} at rates {best}", flush=True)
-    for number, (name, (optimizer, train)) in enumerate(trained.items()):
-        began = time.time()
+        print(f"seed {seed}: {name} {result['loss'][first][name]} at rates {best}", flush=True)
+    for where, episodes in judged.items():
+        # What no tuning can know: the rate that is best on the very tasks that are judged.
+        make, rates = RIVALS["Adam"]
+        curves = loss_curves(make, list(rates.astype(np.float32)), episodes, key_curves, setting, length=1)
+        every = [losses_at(curves, setting, place) for place in range(len(rates))]
+        result["loss"][where][BOUND] = {steps: min(row[steps] for row in every) for steps in every[0]}
+    for number, (name, (contender, train)) in enumerate(trained.items()):
+        optimizer, horizon, began = contender.optimizer, contender.horizon, time.time()
         key_init, key_fit = jax.random.split(jax.random.fold_in(key_train, number))
         # Adam at its tuned rate is where the training of the optimiser begins.
         begin = optimizer.as_adam(optimizer.init(key_init), result["rates"]["Adam"][setting.horizon])
         thetas, rows = train(begin, key_fit)
         # Chosen on the tasks that the rates of the rivals are; twice as far too, or what is about to diverge is kept.
         tried = loss_curves(optimizer.transform, thetas, tuning, key_curves, setting, length=2)["loss"].mean(1)
-        points = [steps // setting.unroll - 1 for steps in (setting.horizon // 5, setting.horizon, 2 * setting.horizon)]
+        points = [max(steps // setting.unroll, 1) - 1 for steps in (horizon // 5, horizon, 2 * horizon)]
         kept = int(np.log(tried[:, points] + 1e-3).mean(1).argmin())
         result["stages"][name] = kept + 1
-        curves = loss_curves(optimizer.transform, [thetas[kept]], judged, key_curves, setting)
-        keep(name, curves)
-        result["loss"][name] = {
-            steps: float(curves["loss"][0, :, point].mean()) for steps, point in columns(setting).items()
-        }
+        for where, episodes in judged.items():
+            curves = loss_curves(optimizer.transform, [thetas[kept]], episodes, key_curves, setting)
+            result["loss"][where][name] = losses_at(curves, setting)
+            if where == first:
+                keep(name, curves)
         result["meta_training"][name] = rows
         result["seconds"][name] = round(time.time() - began, 1)
-        print(f"seed {seed}: {name} {result['loss'][name]} in {result['seconds'][name]} s", flush=True)
+        print(f"seed {seed}: {name} {result['loss'][first][name]} in {result['seconds'][name]} s", flush=True)
     return result
 
 
-def summary(runs: list[dict], setting: Setting) -> dict:
+def summary(runs: list[dict], where: str) -> dict:
     """Mean and 95 % interval over seeds of every loss, and of its difference from tuned Adam's."""
     table = {}
-    for name in runs[0]["loss"]:
-        for steps in columns(setting):
-            of_seeds, of_adam = ([run["loss"][of][steps] for run in runs] for of in (name, "Adam"))
+    for name, row in runs[0]["loss"][where].items():
+        for steps in row:
+            of_seeds, of_adam = ([run["loss"][where][of][steps] for run in runs] for of in (name, "Adam"))
             mean, difference = estimate(of_seeds), paired_difference(of_seeds, of_adam)
             table.setdefault(name, {})[steps] = {
                 "mean": mean.mean,
@@ -270,6 +301,22 @@ def summary(runs: list[dict], setting: Setting) -> dict:
                 "minus_adam_ci95": difference.ci95,
             }
     return table
+
+
+def show(table: dict, where: str, seeds: int) -> None:
+    """Print the losses, and by how much they differ from Adam's."""
+    steps = list(table["Adam"])
+    print(f"\nTraining loss on held-out {where}, mean of {seeds} seeds with its 95 % interval.\n")
+    print(f"| {'':18} | {' | '.join(f'{number:>9} steps  ' for number in steps)} |")
+    print(f"| --- {'| --- ' * len(steps)}|")
+    for name, row in table.items():
+        cells = (f"{row[at]['mean']:.4f} +- {row[at]['ci95']:.4f}" if at in row else " " * 16 for at in steps)
+        print(f"| {name:18} | {' | '.join(cells)} |")
+    print("\nLess tuned Adam's on the same seeds: below 0 is better.\n")
+    for name, row in table.items():
+        gaps = ((row[at]["minus_adam"], row[at]["minus_adam_ci95"]) if at in row else None for at in steps)
+        cells = (f"{gap[0]:+.4f} +- {gap[1]:.4f}" if gap else " " * 17 for gap in gaps)
+        print(f"| {name:18} | {' | '.join(cells)} |")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -292,24 +339,16 @@ def main(arguments: list[str] | None = None) -> None:
     began = time.time()
     sources = make_sources(options.data_dir)
     chosen = {name: one for name, one in contenders(setting).items() if name in (options.only or contenders(setting))}
-    trained = {name: (one.optimizer, trainer(one, sources[0], setting)) for name, one in chosen.items()}
+    trained = {name: (one, trainer(one, sources[0], setting)) for name, one in chosen.items()}
     runs = [run_seed(seed, sources, trained, setting) for seed in range(options.seeds)]
-    table = summary(runs, setting)
-    print(f"\nTraining loss on held-out tasks, mean of {options.seeds} seeds with its 95 % interval.\n")
-    print(f"| {'':18} | {' | '.join(f'{steps:>9} steps  ' for steps in columns(setting))} |")
-    print(f"| --- {'| --- ' * 3}|")
-    for name, row in table.items():
-        cells = (f"{cell['mean']:.4f} +- {cell['ci95']:.4f}" for cell in row.values())
-        print(f"| {name:18} | {' | '.join(cells)} |")
-    print("\nLess tuned Adam's on the same seeds: below 0 is better.\n")
-    for name, row in table.items():
-        cells = (f"{cell['minus_adam']:+.4f} +- {cell['minus_adam_ci95']:.4f}" for cell in row.values())
-        print(f"| {name:18} | {' | '.join(cells)} |")
+    tables = {where: summary(runs, where) for where in sources[1]}
+    for where, table in tables.items():
+        show(table, where, options.seeds)
     options.out.mkdir(parents=True, exist_ok=True)
     record = {
         "setting": dataclasses.asdict(setting),
         "seconds": round(time.time() - began),
-        "table": table,
+        "tables": tables,
         "runs": runs,
     }
     (options.out / "results.json").write_text(json.dumps(record, indent=1))

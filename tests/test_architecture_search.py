@@ -222,6 +222,13 @@ def test_the_experiment_runs(shared, tmp_path):
     sizes = "--seeds 1 --search-steps 2 --train-steps 30 --rivals 2".split()
     experiment.main(["--data-dir", str(shared / "data" / "cifar10"), "--out", str(tmp_path), *sizes])
     (record,) = json.loads((tmp_path / "result.json").read_text())["seeds"]
-    assert len(record["rivals"]) == 2 and record[experiment.BEST]["afforded"] in (1, 2)
-    for found in (record["first order"], record["second order"], *record["rivals"]):
-        assert 0.1 < found["test"] < 0.6 and found["seconds"] > 0
+    assert len(record["rivals"]) == 2
+    best = record[experiment.BEST]
+    # As many as were paid for, and of those the best by validation, not by test images.
+    tried = record["rivals"][: best["of"]]
+    assert best["architecture"] == max(tried, key=lambda rival: rival["validation"])["architecture"]
+    assert sum(rival["seconds"] for rival in tried[:-1]) < best["paid"]
+    for name in ("first order", "second order", experiment.BEST):
+        found = record[name]
+        assert 0.1 < found["test"] < 0.6 and len(found["seconds"]) == 3 and len(set(found["of_starts"])) > 1
+    assert all(0.05 < rival["test"] < 0.6 and rival["seconds"] > 0 for rival in record["rivals"])

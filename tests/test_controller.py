@@ -258,10 +258,10 @@ def test_the_experiment_runs(tmp_path, capsys):
             assert len(row["hyper_parameters"]["learning_rate"]) == 3
     spent = {name: row["gradient_steps_before"] for name, row in result["seeds"][0]["judged"].items()}
     # Trainings of three steps each; random actions cost nothing beforehand.
-    assert spent["default: learned controller"] == 120 == spent["default: best of 40 random settings"]
+    assert spent["default: learned controller"] == 120 == spent["default: random search, 40 trainings"]
     assert spent["default: hypergradient"] == 120
     with pytest.raises(SystemExit):
         experiment.main([*few.split(), "--episodes", "32"])
     assert "--episodes must be 36 or more" in capsys.readouterr().err
-    assert spent["default: best of 16 random settings"] == 48
+    assert spent["default: random search, 16 trainings"] == 48
     assert spent["anywhere: random actions"] == 0

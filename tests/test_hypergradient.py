@@ -451,6 +451,10 @@ def test_labels_flip_as_often_as_asked():
 
 def test_what_cannot_be_tuned_is_refused():
     rate = {"learning_rate": Range(1e-3, 1.0)}
+    for name, given in (("momentum", (0.0, 1.5)), ("label_smoothing", (0.0, 2.0)), ("dropout", (-0.1, 1.0))):
+        for controller in (learned_values, meta_network):
+            with pytest.raises(ValueError, match=f"range of {name} must lie in .0, (1|inf).; given"):
+                controller({name: Range(*given, "linear")}, Hypers({"flat": 0.1}, 0.9, 0.1, 0.1, 0.1))
     with pytest.raises(ValueError, match="no hyper-parameter speed"):
         learned_values({"speed": Range(0.1, 1.0)}, Hypers(0.1))
     with pytest.raises(ValueError, match="learning_rate: .*strictly between"):

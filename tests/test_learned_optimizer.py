@@ -122,6 +122,19 @@ def test_it_is_a_transformation_like_others(maker):
     assert jax.tree.structure(mapped) == jax.tree.structure(many)
 
 
+@pytest.mark.parametrize("maker", ["mlp", pytest.param("lstm", marks=SLOW)])
+def test_a_parameter_without_gradients_stays_where_it_is(maker):
+    """Exactly; one whose gradients have ended comes to rest."""
+    optimizer = MAKERS[maker](step_size=1.0, eps=1e-3)
+    transformation = optimizer.transform(noisy(optimizer.init(KEY)))
+    none = jnp.zeros(1500)
+    gradients = jnp.stack([none, none.at[:40].set(jax.random.normal(KEY, [40]))], 1)
+    params = np.asarray(jax.jit(partial(path_of, transformation))(gradients, jnp.ones([2])))
+    assert (params[:, 0] == 1).all()
+    steps = np.abs(np.diff(params[:, 1]))
+    assert steps[:39].mean() > 0.2 and steps[-10:].max() < 1e-3
+
+
 def test_the_precision_of_the_parameters_stays():
     optimizer = MAKERS["lstm"]()
     params = {"half": jnp.ones([2], jnp.bfloat16), "single": jnp.ones([3])}
@@ -407,14 +420,18 @@ def run_experiment(monkeypatch, folder, *options):
 
 
 def check_record(record, contenders, seeds):
-    assert set(record["table"]) == {"SGD", "momentum", "Adam", *contenders} and len(record["runs"]) == seeds
+    table, rivals = record["tables"]["letters"], {"SGD", "momentum", "Adam", "Adam, best rate"}
+    assert set(table) == {*rivals, *contenders} and len(record["runs"]) == seeds
     for run in record["runs"]:
         for name in contenders:
             curve = run["curves"][name]
             assert curve["steps"] == list(range(1, 26)) and len(curve["loss"]) == 25
-            assert run["loss"][name]["5"] == pytest.approx(curve["loss"][4])
-        assert run["loss"]["Adam"]["25"] == pytest.approx(run["curves"]["Adam tuned for 25"]["loss"][24])
-    assert record["table"]["Adam"]["1"]["minus_adam"] == 0
+            assert run["loss"]["letters"][name]["5"] == pytest.approx(curve["loss"][4])
+        losses = run["loss"]["letters"]
+        assert losses["Adam"]["25"] == pytest.approx(run["curves"]["Adam tuned for 25"]["loss"][24])
+        # Of all rates, that of tuning is one.
+        assert all(losses["Adam, best rate"][steps] <= losses["Adam"][steps] + 1e-6 for steps in ("1", "5"))
+    assert table["Adam"]["1"]["minus_adam"] == 0
 
 
 @pytest.mark.slow
@@ -427,5 +444,5 @@ def test_the_experiment_runs(monkeypatch, tmp_path):
 def test_the_experiment_runs_with_all_contenders(monkeypatch, tmp_path):
     record = run_experiment(monkeypatch, tmp_path, "--seeds", "2")
     check_record(record, ["MLP, PES", "LSTM, PES", "MLP, full unrolls", "MLP, truncated"], 2)
-    first, second = (run["loss"]["MLP, PES"]["25"] for run in record["runs"])
+    first, second = (run["loss"]["letters"]["MLP, PES"]["25"] for run in record["runs"])
     assert first != second

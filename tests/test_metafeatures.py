@@ -96,6 +96,12 @@ def test_landmarks_equal_leave_one_out(data):
     assert (np.asarray(landmark_features(alone, WAYS)) <= 0.75).all()
 
 
+def test_a_switch_refuses_features_that_are_no_numbers():
+    features, scores = jnp.ones([3, 2]).at[1, 0].set(jnp.nan), jnp.ones([3, 2])
+    with pytest.raises(ValueError, match="leave tasks out whose features are not finite"):
+        fit_switch(jax.random.key(0), Experience(features, scores))
+
+
 def test_principal_components_of_a_task(data):
     pca = fit_pca(data.inputs, 2)
     task = Batch(data.inputs[:5], data.targets[:5], data.weights[:5])
@@ -210,3 +216,27 @@ def test_the_experiment_runs(shared, tmp_path):
     # Nothing was learned in four steps, and a perceptron from scratch knows a digit from fifty examples all the same.
     assert all(set(found) == {"1", "5", "10", "50"} for found in of_seed.values())
     assert of_seed["scratch"]["50"] > 0.8 and of_seed["nearest example"]["50"] > 0.8
+
+
+@pytest.mark.slow
+def test_the_experiment_of_the_switch_runs(shared, tmp_path):
+    """For a few steps, on real digits, letters and photographs."""
+    experiment = load_experiment("extractor_switch")
+    data = ("--mnist", str(shared / "data" / "mnist"), "--cifar10", str(shared / "data" / "cifar10"))
+    experiment.main([*data, "--out", str(tmp_path), *"--seeds 1 --steps 4 --tasks 20".split()])
+    (run,) = json.loads((tmp_path / "result.json").read_text())["runs"]
+    assert len(run["accuracy"]) == 9 and all(sum(chosen) == 20 for chosen in run["chosen"].values())
+    names = list(run["mean"])[:4]
+    for where, found in run["accuracy"].items():
+        # What is chosen for every task has the accuracy of what was chosen.
+        if max(run["chosen"][where]) == 20:
+            assert found["switch"] == pytest.approx(found[names[int(np.argmax(run["chosen"][where]))]])
+        assert found["best single one"] == found[run["single"]] and found["best on each task"] > 0
+    # It prefers something: what is best in the mean is above what is drawn blindly.
+    assert run["mean"]["switch"] > np.mean([run["mean"][name] for name in names])
+    # Ten examples a class say more than one, whatever the features.
+    assert all(run["accuracy"]["digits, 10"][way] > run["accuracy"]["digits, 1"][way] for way in run["mean"])
+    # Examples beyond a task's number weigh nothing.
+    source = experiment.tasks_of({"digits": [np.zeros([20, 28, 28, 1], np.uint8)] * 3}, shots=3)
+    support = source.sample(jax.random.key(0), source.pool, experiment.SPEC, 2).support
+    assert [support.weights[0][support.targets[0] == label].sum() for label in range(3)] == [3, 3, 3]

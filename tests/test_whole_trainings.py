@@ -149,7 +149,11 @@ def test_a_step_too_far_is_taken_back_and_the_next_are_smaller():
     controller, states, reports = learn(0.5, optax.sgd(1e3), trainings=2, max_loss=100.0)
     first, far, back = (state.theta["raw"]["learning_rate"] for state in states)
     assert far - first > 10 and bool(reports[1].diverged) and np.isinf(reports[1].loss)
-    np.testing.assert_allclose(back, (first + far) / 2, rtol=1e-5)
+    # Half way, and from there half a retreat, to a smaller rate.
+    half_way = {"raw": {"learning_rate": (first + far) / 2}}
+    lower = controller.retreat(half_way)["raw"]["learning_rate"]
+    assert lower < half_way["raw"]["learning_rate"] - 0.4
+    np.testing.assert_allclose(back, (half_way["raw"]["learning_rate"] + lower) / 2, rtol=1e-6)
     assert (states[2].shrunk, states[2].diverged, states[2].skipped) == (0.5, 1, 1)
     assert states[2].best_theta == states[0].theta and states[2].best_loss == reports[0].loss
     np.testing.assert_allclose(controller.hypers(states[2].best_theta, None).learning_rate, 0.5, rtol=1e-5)

@@ -50,6 +50,7 @@ from jaxmeta.tuning.switch import Switch, choice_probabilities, fit_switch
 from jaxmeta.tuning.training import (
     Hypers,
     change_light,
+    check_domains,
     hyper_sgd,
     training_losses,
     training_objective,
@@ -108,6 +109,7 @@ __all__ = [
     "bandit",
     "chain",
     "change_light",
+    "check_domains",
     "check_range",
     "check_space",
     "choice_probabilities",

@@ -28,6 +28,8 @@ from jaxmeta.tuning.optimizer_networks import (
 
 # The network changes a step by a factor of at most exp(5), so that no weights make it overflow.
 MAX_LOG_SIZE = 5.0
+# Normalised momenta of this size halve what is added to them; by the default decays those of mere noise are larger.
+IDLE = 0.1
 
 
 class LearnedOptimizer(NamedTuple):
@@ -74,11 +76,14 @@ def mlp_optimizer(
 ) -> LearnedOptimizer:
     """Make a per-parameter perceptron that turns features of a parameter's gradients into its step.
 
-    `phi <- phi - exp(s) (c . (g, m, m / sqrt(v), phi) + step_size d)`, `(d, s) = f(features; w)`, `theta = (c, w)`
+    `phi <- phi - step_size exp(s) (c . (g, m, m / sqrt(v)) + a (c' phi / r + d))`, `(d, s) = f(features; w)`,
+    `theta = (c, c', w)`
 
     The features of each parameter: its gradient (logarithm and sign, and over the root of its second moments), momenta
     over that root, the logarithm of the root, its value over the root mean square of its leaf; and, the same for all of
-    a leaf, that root mean square and the number of steps taken. c is the path on which d = 0, s = 0 is SGD or Adam.
+    a leaf, that root mean square r and the number of steps taken. c is the path on which d = c' = 0, s = 0 is SGD or
+    Adam. `a = A^2 / (A^2 + 0.01)`, A the root mean square of the `m / sqrt(v)`, is near 1 where gradients come and 0
+    where none do: a parameter that the loss does not depend on stays where it is.
 
     Args:
       hidden: Widths of the network's layers.
@@ -163,8 +168,8 @@ def _optimizer(who, network_of, hidden, momenta, moments, step_size, horizon, ep
         path = {
             "gradient": jnp.zeros(()),
             "momenta": jnp.zeros([len(momenta)]),
-            "adam": jnp.full([len(momenta), len(moments)], 1.0 / (len(momenta) * len(moments))),
             "parameter": jnp.zeros(()),
+            "adam": jnp.full([len(momenta), len(moments)], 1.0 / (len(momenta) * len(moments))),
         }
         return {"network": weights, "path": path}
 
@@ -175,15 +180,20 @@ def _optimizer(who, network_of, hidden, momenta, moments, step_size, horizon, ep
         mean = momentum / (1 - _column(momenta, momentum) ** count)
         root = jnp.sqrt(moment / (1 - _column(moments, moment) ** count) + eps**2) + eps
         adam = mean[:, None] / root
-        features = features_of(gradient, param / spread(scales, sizes), root, adam)
+        relative = param / spread(scales, sizes)
+        features = features_of(gradient, relative, root, adam)
         shared = shared_features(scales, jnp.minimum(count, horizon))
         carry, outputs = network.apply({"params": theta["network"]}, carry, features, shared, sizes)
         path = theta["path"]
-        known = path["gradient"] * gradient + path["parameter"] * param
+        known = path["gradient"] * gradient
         known += jnp.tensordot(path["momenta"], momentum, 1, precision="highest")
         known += jnp.tensordot(path["adam"], adam, 2, precision="highest")
-        direction, size = outputs[:, 0], MAX_LOG_SIZE * jnp.tanh(outputs[:, 1] / MAX_LOG_SIZE)
-        return -step_size * jnp.exp(size) * (known + direction), carry
+        # Of parameters without gradients nothing would tell the network that they drift, and steps along phi itself,
+        # not its ratio to the leaf, grow with it: so trainings broke down soon after the last step learned on.
+        activity = jnp.mean(jnp.square(adam), (0, 1))
+        free = (outputs[:, 0] + path["parameter"] * relative) * activity / (activity + IDLE**2)
+        size = MAX_LOG_SIZE * jnp.tanh(outputs[:, 1] / MAX_LOG_SIZE)
+        return -step_size * jnp.exp(size) * (known + free), carry
 
     def transform(theta):
         _check_theta(who, shapes, theta)

@@ -10,7 +10,7 @@ import optax
 
 from jaxmeta.base import Key, PyTree
 from jaxmeta.tuning.ranges import Range, raws_of, values_of
-from jaxmeta.tuning.training import Hypers
+from jaxmeta.tuning.training import Hypers, check_domains
 
 # A training that diverged goes on with smaller learning rates: in the middle of a range that spans a factor of 10^5
 # this is a fourth of them.
@@ -91,7 +91,7 @@ def learned_values(ranges: Mapping[str, Range], start: Hypers) -> HyperControlle
       A `HyperController`; its theta is `{"raw": {field: tree of real numbers}}`.
 
     Raises:
-      ValueError: a range of what is no field, or a start that is not strictly within its range.
+      ValueError: a range of what is no field or beyond what that can be, or a start not strictly within its range.
 
     Example:
       >>> controller = learned_values({"momentum": Range(0.0, 0.99, "linear")}, Hypers(0.1, momentum=0.9))
@@ -224,6 +224,7 @@ def _first_raw(ranges: Mapping[str, Range], start: Hypers):
         raise ValueError(
             f"There is no hyper-parameter {', '.join(sorted(unknown))}. Those there are: {', '.join(Hypers._fields)}."
         )
+    check_domains(ranges)
     return raws_of(ranges, {name: getattr(start, name) for name in ranges})
 
 

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from jaxmeta.base import Key
 from jaxmeta.tuning.warm_start import Experience
@@ -63,7 +64,8 @@ def fit_switch(
       A `Switch`.
 
     Raises:
-      ValueError: shapes that do not fit, or fewer than two choices or tasks.
+      ValueError: shapes that do not fit, fewer than two choices or tasks, or (outside `jit`) features that are not
+        finite.
 
     Example:
       >>> features = jnp.array([[-1.0], [-0.9], [0.9], [1.0]])
@@ -83,6 +85,8 @@ def fit_switch(
             "fit_switch needs features [tasks, features] and scores [tasks, choices], of two tasks and two choices or "
             f"more; given {list(jnp.shape(features))} and {list(jnp.shape(scores))}."
         )
+    if not isinstance(features, Tracer) and not bool(jnp.isfinite(features).all()):
+        raise ValueError("fit_switch needs features that are numbers; leave tasks out whose features are not finite.")
     spread = features.std(0)
     scale = jnp.where(spread > 1e-6, 1 / jnp.maximum(spread, 1e-6), 0.0)
     switch = Switch((), features.mean(0), scale)

@@ -4,7 +4,7 @@
 has a gradient through it: what `hypergradient` follows, and what the environment of `controller` runs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from jaxmeta.inner import scale_by_rates
 from jaxmeta.losses import cross_entropy, weighted_mean
 from jaxmeta.metagrad import check_count
 from jaxmeta.tuning.networks import Network
+from jaxmeta.tuning.ranges import Range, check_range
 
 
 class Hypers(NamedTuple):
@@ -38,6 +39,29 @@ class Hypers(NamedTuple):
     dropout: jax.Array | float = 0.0
     augmentation: jax.Array | float = 0.0
     example_weights: PyTree | None = None
+
+
+# Beyond these a value means nothing; of the others, which are positive, any size does.
+GREATEST = {"momentum": 1.0, "label_smoothing": 1.0}
+
+
+def check_domains(ranges: Mapping[str, Range]) -> None:
+    """Refuse ranges that reach beyond what a hyper-parameter can be: a momentum of 1.5, a negative dropout.
+
+    Args:
+      ranges: By the names of `Hypers`.
+
+    Raises:
+      ValueError: also where `check_range` does.
+
+    Example:
+      >>> check_domains({"momentum": Range(0.0, 0.99, "linear")})
+    """
+    for name, given in ranges.items():
+        check_range(name, given)
+        greatest = GREATEST.get(name, float("inf"))
+        if name != "example_weights" and not 0 <= given.low < given.high <= greatest:
+            raise ValueError(f"The range of {name} must lie in [0, {greatest:g}]; given {given.low} to {given.high}.")
 
 
 def weights_of_examples(example_weights: jax.Array, chosen: jax.Array, losses: jax.Array) -> jax.Array:

@@ -19,8 +19,8 @@ from jaxmeta.losses import accuracy, cross_entropy
 from jaxmeta.metagrad import check_count, first_order
 from jaxmeta.tuning.environment import Environment, Outcome
 from jaxmeta.tuning.networks import Network
-from jaxmeta.tuning.ranges import Range, check_range, raws_of, value_of
-from jaxmeta.tuning.training import Hypers, hyper_sgd, training_objective
+from jaxmeta.tuning.ranges import Range, raws_of, value_of
+from jaxmeta.tuning.training import Hypers, check_domains, hyper_sgd, training_objective
 from jaxmeta.tuning.trees import choose
 
 # Observations are of order 1; what explodes is held at this.
@@ -275,7 +275,6 @@ def _check(ranges: Mapping[str, Range], num_decisions: int, steps_between: int, 
         raise ValueError(
             f"training_environment needs ranges of one or more of {', '.join(settable)}; given {list(ranges)}."
         )
-    for name, given in ranges.items():
-        check_range(name, given)
+    check_domains(ranges)
     for name, number in (("num_decisions", num_decisions), ("steps_between", steps_between), ("levels", levels)):
         check_count("training_environment", name, number, 1)

@@ -178,10 +178,11 @@ def learn_over_trainings(
 
     The best learning rates lie close to those where training blows up, and there a gradient says nothing. So trainings
     whose mean loss is above the best one so far by more than `max_rise` are not followed: theta goes half way back to
-    the best, its next steps are smaller, and the optimiser begins anew, for momentum would lead too far again. So it is
-    where one of them diverged: its loss on validation data, one on the way or a parameter is not finite, or one of
-    those losses is above `max_loss`; before any have ended well, theta takes the controller's retreat to smaller
-    learning rates twice. From a gradient that is not finite nothing is learned.
+    the best, and from there half of the controller's retreat to smaller learning rates, since the best itself may lie
+    at the edge; its next steps are smaller, and the optimiser begins anew, for momentum would lead too far again. So it
+    is where one of them diverged: its loss on validation data, one on the way or a parameter is not finite, or one of
+    those losses is above `max_loss`; before any have ended well, theta retreats twice. From a gradient that is not
+    finite nothing is learned.
 
     Args:
       train: From `whole_training`.
@@ -265,8 +266,9 @@ def learn_over_trainings(
         updates, meta_opt_state = meta_optimizer.update(grads, state.meta_opt_state, state.theta)
         half_way = jax.tree.map(lambda now, best: (now + best) / 2, state.theta, best_theta)
         known = jnp.isfinite(best_loss)
-        # Twice: from rates that are too small the gradient leads back, from the edge of what is stable it does not.
-        back = choose(known, half_way, controller.retreat(controller.retreat(state.theta)))
+        # To smaller rates: from there the gradient leads back, from the edge of what is stable it does not.
+        lower = jax.tree.map(lambda now, less: (now + less) / 2, half_way, controller.retreat(half_way))
+        back = choose(known, lower, controller.retreat(controller.retreat(state.theta)))
         size = state.shrunk * (1.0 if schedule is None else schedule(state.steps))
         moved = jax.tree.map(lambda now, update: now + size.astype(now.dtype) * update, state.theta, updates)
         theta = choose(usable, moved, choose(too_far, back, state.theta))
