@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmeta.base import Batch, Episode, Key, PyTree, example_batch
+from jaxmeta.base import Batch, Episode, Key, Model, PyTree, example_batch
 from jaxmeta.data import load_cifar10_arrays
 from jaxmeta.folder import write_atomically
 from jaxmeta.losses import accuracy
@@ -143,12 +143,30 @@ def load(setting: Setting, data_dir: Path | None, seed: int, random_data: bool) 
     return Episode(batch("train", train), batch("train", validation)), batch("test", test)
 
 
+def additive(num_hypers: int) -> Model:
+    """Make the Q-network `Q(s, a) = V(s) + sum_i A_i(s, a_i)`, of each A_i the mean over its three moves being 0.
+
+    What a move of one hyper-parameter is worth is then learned from all joint actions that have it (Tavakoli, Pardo and
+    Kormushev, 2018, "Action Branching Architectures for Deep Reinforcement Learning", arXiv 1711.08946).
+    """
+    body = mlp(1 + 3 * num_hypers, hidden=(64, 64))
+    moves = np.indices([3] * num_hypers).reshape(num_hypers, -1)
+
+    def apply(params, state, inputs, **options):
+        outputs, state = body.apply(params, state, inputs, **options)
+        advantages = outputs[:, 1:].reshape(-1, num_hypers, 3)
+        advantages -= advantages.mean(-1, keepdims=True)
+        return outputs[:, :1] + sum(advantages[:, place, moves[place]] for place in range(num_hypers)), state
+
+    return body._replace(apply=apply)
+
+
 def make_learner(environment: Environment, setting: Setting) -> QLearner:
     iterations = setting.iterations
     rate = optax.linear_schedule(1e-3, 1e-4, iterations * setting.updates)
     return dqn(
         environment,
-        mlp(environment.num_actions, hidden=(64, 64)),
+        additive(len(RANGES)),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
         discount=0.98,
         temperature=optax.exponential_decay(0.05, iterations, 0.04),

@@ -164,6 +164,9 @@ def test_a_step_too_far_is_taken_back_and_the_next_are_smaller():
     # A rise that is no divergence is one all the same where it is more than chance.
     _, states, reports = learn(0.5, optax.sgd(10.0), trainings=2, max_rise=1e-3)
     assert not reports[1].diverged and reports[1].loss > reports[0].loss + 1e-3
+    first, far, back = (state.theta["raw"]["learning_rate"] for state in states)
+    lower = controller.retreat({"raw": {"learning_rate": (first + far) / 2}})["raw"]["learning_rate"]
+    np.testing.assert_allclose(back, ((first + far) / 2 + lower) / 2, rtol=1e-5)
     assert (states[2].shrunk, states[2].diverged, states[2].skipped) == (0.5, 0, 1)
 
 
