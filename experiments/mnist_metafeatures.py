@@ -13,9 +13,9 @@ Ways      scratch: a perceptron from random weights with Adam. Meta-model: the s
           say (Feurer et al., 2015). The nearest example, for comparison.
 Command   python experiments/mnist_metafeatures.py --data-dir DIR [--seeds 3] [--out FOLDER]
 Asked     the meta-model above scratch at 1, 5, 10 and 50 examples a class.
-Reached   at 1 example a class it is; at 5 and 10 on average and NOT clearly; at 50 it is NOT. The nearest example, which
-          learns nothing, is as good or better from 5 on. Three seeds of 400 tasks, accuracy in %, means with 95 %
-          intervals.
+Reached   at 1 example a class it is; at 5 and 10 on average and NOT clearly; at 50 it is NOT. The nearest example,
+          which learns nothing, is as good or better from 5 on. Three seeds of 400 tasks, accuracy in %, means with
+          95 % intervals.
 
               examples a class          1             5             10            50
               scratch                   66.1 +- 0.6   81.5 +- 0.6   86.5 +- 0.6   94.2 +- 0.6
