@@ -9,12 +9,24 @@ Ways      principal components, random Fourier features, and Conv-4 and ResNet-1
           part; the switch, which sees the examples of a task and not where it is from; and the best on each task,
           which nobody knows beforehand, and which is the highest of four accuracies with noise.
 Asked     the switch above every single extractor, or the report says that it is not.
-Reached   not measured yet.
+Reached   two seeds only, accuracy in % over all tasks: it is NOT above every single one.
+
+                                       seed 0    seed 1
+              principal components     66.6      64.1
+              random features          66.6      64.4
+              Conv-4                   72.8      71.9
+              ResNet-12                72.5      69.4
+              best single one          72.8      69.4
+              switch                   70.2      71.2
+              best on each task        78.6      76.1
+
+          Classes of the second part, three of every source, are few to learn from which extractor suits what; nor does
+          the best single one on them stay the best.
 Setting   a task: three classes of digits, of letters of many scripts, or of photographs in grey, all 28x28, with 1, 3
           or 10 examples a class. The classes are in three parts, of digits and photographs by the seed: Conv-4 and
           ResNet-12 are trained on the first, the switch is fitted to tasks of the second, all are judged on the third.
           The means are of all three sources and numbers of examples alike.
-Hardware  small: two CPU cores; full: meant for a GPU.
+Hardware  small: 8 minutes a seed on one of two CPU cores, beside another run; full: meant for a GPU.
 """
 
 import argparse
