@@ -15,6 +15,7 @@ import optax
 from jaxmeta.base import Key, PyTree
 from jaxmeta.inner.loop import check_same
 from jaxmeta.metagrad import check_count
+from jaxmeta.tuning.accumulators import accumulate, column, flatten_leaves, kept_dtype, widest_dtype
 from jaxmeta.tuning.optimizer_networks import (
     TIMESCALES,
     Perceptron,
@@ -177,8 +178,8 @@ def _optimizer(who, network_of, hidden, momenta, moments, step_size, horizon, ep
 
     def step_of(theta, gradient, param, momentum, moment, scales, sizes, count, carry):
         """Step all parameters at once: `[parameters]`, means `[decays, parameters]`, `[leaves]` root mean squares."""
-        mean = momentum / (1 - _column(momenta, momentum) ** count)
-        root = jnp.sqrt(moment / (1 - _column(moments, moment) ** count) + eps**2) + eps
+        mean = momentum / (1 - column(momenta, momentum) ** count)
+        root = jnp.sqrt(moment / (1 - column(moments, moment) ** count) + eps**2) + eps
         adam = mean[:, None] / root
         relative = param / spread(scales, sizes)
         features = features_of(gradient, relative, root, adam)
@@ -203,9 +204,9 @@ def _optimizer(who, network_of, hidden, momenta, moments, step_size, horizon, ep
                 raise ValueError(f"{who} was given a tree without parameters; give it at least one array.")
 
             def zeros(decays):
-                return jax.tree.map(lambda leaf: jnp.zeros([len(decays), *jnp.shape(leaf)], _kept(leaf)), params)
+                return jax.tree.map(lambda leaf: jnp.zeros([len(decays), *jnp.shape(leaf)], kept_dtype(leaf)), params)
 
-            carry = network.first_carry(sum(jnp.size(leaf) for leaf in jax.tree.leaves(params)), _widest(params))
+            carry = network.first_carry(sum(jnp.size(leaf) for leaf in jax.tree.leaves(params)), widest_dtype(params))
             return LearnedState(jnp.int32(0), zeros(momenta), zeros(moments), carry)
 
         def update(updates, state: Any, params=None):
@@ -213,12 +214,12 @@ def _optimizer(who, network_of, hidden, momenta, moments, step_size, horizon, ep
                 raise ValueError(f"{who} sees the parameters: call update(updates, state, params).")
             for what, tree in (("parameters", params), ("gradients", updates)):
                 check_same(f"The state of {who} is not of these {what}", jax.eval_shape(begin, tree), state)
-            squares = jax.tree.map(lambda leaf: jnp.square(leaf.astype(_kept(leaf))), updates)
-            new = _accumulate(momenta, updates, state.momenta), _accumulate(moments, squares, state.moments)
+            squares = jax.tree.map(lambda leaf: jnp.square(leaf.astype(kept_dtype(leaf))), updates)
+            new = accumulate(momenta, updates, state.momenta), accumulate(moments, squares, state.moments)
             leaves, treedef = jax.tree.flatten(updates)
-            wide, sizes = _widest(updates), tuple(leaf.size for leaf in leaves)
-            gradient, param = (_flat(tree, wide) for tree in (updates, params))
-            momentum, moment = (_flat(tree, wide, axes=1) for tree in new)
+            wide, sizes = widest_dtype(updates), tuple(leaf.size for leaf in leaves)
+            gradient, param = (flatten_leaves(tree, wide) for tree in (updates, params))
+            momentum, moment = (flatten_leaves(tree, wide, axes=1) for tree in new)
             scales = jnp.stack([root_mean_square(leaf.astype(wide)) for leaf in jax.tree.leaves(params)])
             count = (state.count + 1).astype(wide)
             steps, carry = step_of(theta, gradient, param, momentum, moment, scales, sizes, count, state.carry)
@@ -248,33 +249,6 @@ def _optimizer(who, network_of, hidden, momenta, moments, step_size, horizon, ep
         return known_path(theta, adam=(place, rate))
 
     return LearnedOptimizer(init, transform, as_sgd, as_adam)
-
-
-def _column(decays, like):
-    return jnp.asarray(decays, like.dtype).reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _flat(tree, dtype, axes: int = 0):
-    """Join leaves `[..., *shape]` along their parameters, `[..., parameters]`."""
-    leaves = jax.tree.leaves(tree)
-    return jnp.concatenate([leaf.reshape(*leaf.shape[:axes], -1).astype(dtype) for leaf in leaves], -1)
-
-
-def _accumulate(decays, values, means):
-    def step(value, mean):
-        decay = _column(decays, mean)
-        return (1 - decay) * value.astype(mean.dtype) + decay * mean
-
-    return jax.tree.map(step, values, means)
-
-
-def _kept(leaf):
-    """Choose the precision of the accumulators: in half of one, a decay of 0.999 would stand still."""
-    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
-
-
-def _widest(tree):
-    return jnp.result_type(*(_kept(leaf) for leaf in jax.tree.leaves(tree)))
 
 
 def _place(who, what, decays, wanted):
