@@ -31,7 +31,7 @@ Budget    every classifier is trained by the same number of gradient steps. What
           what learning the controller did (108 and 213). The controller is learned from episodes that begin anywhere,
           the hypergradient from the default setting. All of them see the same training and validation images; test
           images are looked at once, at the end.
-Hardware  small: 31 minutes on one CPU core beside other runs; full: for a GPU.
+Hardware  small: 33 minutes on one CPU core beside other runs; full: for a GPU.
 """
 
 import argparse
