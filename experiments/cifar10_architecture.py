@@ -47,6 +47,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from seeds import add_jobs, each_seed
 
 from jaxmeta import Batch, estimate, inner_loop
 from jaxmeta.data import load_cifar10_arrays
@@ -168,8 +169,8 @@ def trainer(architecture: Architecture, data: Data, setting: Setting) -> Callabl
     return train
 
 
-def search(lookahead: int, data: Data, setting: Setting, seed: int) -> tuple[Architecture, float, int]:
-    """Search, and read the network off; with the seconds it took and the updates that were skipped."""
+def make_search(lookahead: int, setting: Setting) -> Callable:
+    """Make what searches and reads the network off, with the seconds it took and the updates that were skipped."""
     every = supernet(setting.space, CLASSES)
     looking = architecture_search(every, HYPERS, batch_size=BATCH_SIZE, lookahead=lookahead)
 
@@ -183,10 +184,17 @@ def search(lookahead: int, data: Data, setting: Setting, seed: int) -> tuple[Arc
         first = looking.init(key_init, training.inputs[:1])
         return jax.lax.scan(step, first, jax.random.split(key_steps, setting.search_steps))
 
-    program = run.lower(jax.random.key(seed), data.training, data.validation).compile()
-    began = time.perf_counter()
-    state, _ = jax.block_until_ready(program(jax.random.key(seed), data.training, data.validation))
-    return read_off(state.scores, setting.space), time.perf_counter() - began, int(state.skipped)
+    programs = []
+
+    def search(data: Data, seed: int) -> tuple[Architecture, float, int]:
+        given = jax.random.key(seed), data.training, data.validation
+        if not programs:
+            programs.append(run.lower(*given).compile())
+        began = time.perf_counter()
+        state, _ = jax.block_until_ready(programs[0](*given))
+        return read_off(state.scores, setting.space), time.perf_counter() - began, int(state.skipped)
+
+    return search
 
 
 def largest(space: Space) -> Architecture:
@@ -206,11 +214,11 @@ def judge(architecture: Architecture, train: Callable[[int], Trial], setting: Se
     }
 
 
-def run_seed(data: Data, setting: Setting, seed: int) -> dict:
+def run_seed(arrays: dict, searches: dict[str, Callable], setting: Setting, seed: int) -> dict:
     """Search twice, train what was found, and beside it as many random networks as the search has cost."""
-    record: dict = {"seed": seed}
-    for name, lookahead in (("first order", 0), ("second order", 1)):
-        found, seconds, skipped = search(lookahead, data, setting, seed)
+    data, record = divide(arrays, setting, seed), {"seed": seed}
+    for name, search in searches.items():
+        found, seconds, skipped = search(data, seed)
         found = judge(found, trainer(found, data, setting), setting, seed)
         record[name] = {**found, "search_seconds": seconds, "skipped": skipped}
         each = ", ".join(f"{100 * test:.1f}" for test in found["of_starts"])
@@ -245,6 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data-dir", type=Path, help="folder with CIFAR-10; None: the cache, or a download")
     parser.add_argument("--full", action="store_true", help="the setting for a GPU")
     parser.add_argument("--seeds", type=int, default=3)
+    add_jobs(parser)
     parser.add_argument("--search-steps", type=int, help="in place of the setting's")
     parser.add_argument("--train-steps", type=int, help="in place of the setting's")
     parser.add_argument("--rivals", type=int, help="random networks at most, in place of the setting's")
@@ -257,7 +266,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--rivals must be 1 or more: with none there is nothing to compare with")
     options.out.mkdir(parents=True, exist_ok=True)
     arrays = load_cifar10_arrays(data_dir=options.data_dir, image_size=setting.image_size)
-    records = [run_seed(divide(arrays, setting, seed), setting, seed) for seed in range(options.seeds)]
+    searches = {name: make_search(lookahead, setting) for lookahead, name in enumerate(("first order", "second order"))}
+    records = each_seed(partial(run_seed, arrays, searches, setting), options.seeds, options.jobs)
     print(f"\n{number_of_architectures(setting.space):,} networks; test accuracy in %, {options.seeds} seeds\n")
     print("| way | accuracy |\n| --- | --- |")
     for way in ("first order", "second order", MEDIAN, BEST, LARGEST):

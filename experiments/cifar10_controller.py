@@ -47,6 +47,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from seeds import add_jobs, each_seed
 
 from jaxmeta.base import Batch, Episode, Key, PyTree, example_batch
 from jaxmeta.data import load_cifar10_arrays
@@ -61,12 +62,14 @@ from jaxmeta.tuning import (
     QLearner,
     Range,
     Training,
+    afterstate_values,
     conv_net,
     dqn,
     keep_action,
     learn_over_trainings,
     meta_network,
     rollout,
+    share_moves,
     shares_of,
     training_environment,
     training_objective,
@@ -82,6 +85,8 @@ RANGES = {
     "weight_decay": Range(1e-5, 1e-1),
 }
 DEFAULT = {"learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
+# Of a range, from end to end.
+LEVELS = 10
 # What a training that is differentiated counts, in trainings: about as many times as long in cifar10_metanet.py.
 DIFFERENTIATED = 6
 # Of the meta-network, each tried in as many trainings as there are environments.
@@ -160,7 +165,7 @@ def make_learner(environment: Environment, setting: Setting) -> QLearner:
     rate = optax.linear_schedule(1e-3, 1e-4, iterations * setting.updates)
     return dqn(
         environment,
-        mlp(environment.num_actions, hidden=(64, 64)),
+        afterstate_values(mlp(1, hidden=(64, 64)), share_moves(len(RANGES), LEVELS)),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
         discount=0.98,
         temperature=optax.exponential_decay(0.05, iterations, 0.04),
@@ -169,20 +174,24 @@ def make_learner(environment: Environment, setting: Setting) -> QLearner:
         batch_size=128,
         updates=setting.updates,
         learn_after=min(500, iterations),
+        steps_ahead=min(5, setting.num_decisions),
     )
 
 
-def learn(learner: QLearner, setting: Setting, data: Episode, key) -> tuple[PyTree, dict]:
-    """Run the whole of Q-learning as one compiled scan; return the network, and the return of each episode."""
+def make_learn(learner: QLearner, setting: Setting) -> Callable:
+    """Compile the whole of Q-learning as one scan: to the network, and the return of each episode."""
 
     @jax.jit
     def run(key, data):
         start = learner.init(key, data)
         return jax.lax.scan(lambda state, _: learner.iterate(state, data), start, length=setting.iterations)
 
-    state, metrics = jax.device_get(run(key, data))
-    curve = {"return": metrics["return"][metrics["done"]].tolist(), "loss": metrics["loss"].tolist()}
-    return state.params, curve | {"diverged": int(metrics["failed"].sum())}
+    def learn(key, data: Episode) -> tuple[PyTree, dict]:
+        state, metrics = jax.device_get(run(key, data))
+        curve = {"return": metrics["return"][metrics["done"]].tolist(), "loss": metrics["loss"].tolist()}
+        return state.params, curve | {"diverged": int(metrics["failed"].sum())}
+
+    return learn
 
 
 def make_play(environment: Environment, learner: QLearner, setting: Setting) -> Callable:
@@ -234,12 +243,12 @@ def reached(ended: Ended) -> np.ndarray:
     return np.where(ended.diverged, 1 / CLASSES, ended.validation)
 
 
-def tune_by_gradient(network: Network, setting: Setting, states: Training, data: Episode, key):
-    """Learn a meta-network, which decides as often on as much, over whole trainings that cost what the controller did.
+def make_tune_by_gradient(network: Network, setting: Setting) -> Callable:
+    """Make what learns a meta-network, which decides as often on as much, at the cost of what the controller learned.
 
-    Of what it is at the end, was at its best, and was on the mean of its last third, the one is kept that leads
-    classifiers from the given beginnings to the highest validation accuracy. Returns what trains by it, and how many
-    trainings diverged and steps were not taken.
+    It learns over whole trainings. Of what it is at the end, was at its best, and was on the mean of its last third,
+    the one is kept that leads classifiers from the given beginnings to the highest validation accuracy. Returns what
+    trains by it, and how many trainings diverged and steps were not taken.
     """
     controller = meta_network(RANGES, Hypers(**DEFAULT))
     train = whole_training(
@@ -284,12 +293,15 @@ def tune_by_gradient(network: Network, setting: Setting, states: Training, data:
 
         return jax.vmap(one)(states, jax.random.split(key, states.decisions.shape[0]))
 
-    key_learn, key_try = jax.random.split(key)
-    state, candidates = jax.block_until_ready(learn(key_learn, data))
-    thetas = [jax.tree.map(lambda leaf, place=place: leaf[place], candidates) for place in range(CANDIDATES)]
-    tried = [jax.device_get(train_by(theta, states, data, key_try)) for theta in thetas]
-    best = np.argmax([reached(ended).mean() for ended in tried])
-    return partial(train_by, thetas[best]), {"diverged": int(state.diverged), "skipped": int(state.skipped)}
+    def tune(states: Training, data: Episode, key):
+        key_learn, key_try = jax.random.split(key)
+        state, candidates = jax.block_until_ready(learn(key_learn, data))
+        thetas = [jax.tree.map(lambda leaf, place=place: leaf[place], candidates) for place in range(CANDIDATES)]
+        tried = [jax.device_get(train_by(theta, states, data, key_try)) for theta in thetas]
+        best = np.argmax([reached(ended).mean() for ended in tried])
+        return partial(train_by, thetas[best]), {"diverged": int(state.diverged), "skipped": int(state.skipped)}
+
+    return tune
 
 
 def contenders(play, network: PyTree, searched: dict[int, np.ndarray], by_gradient, setting: Setting) -> dict:
@@ -333,8 +345,17 @@ def judge(train: Contender, on_test: Callable, states: Training, data: Episode, 
     return {"accuracy": accuracies.tolist(), "diverged": int(ended.diverged.sum()), "hyper_parameters": medians}
 
 
-def run_seed(setting: Setting, options: argparse.Namespace, seed: int) -> dict:
-    data, test = load(setting, options.data_dir, seed, options.random_data)
+class Programs(NamedTuple):
+    """What compiles once for all seeds: see `make_programs`."""
+
+    learn: Callable
+    begin: Callable
+    play: Callable
+    tune_by_gradient: Callable
+    on_test: Callable
+
+
+def make_programs(setting: Setting) -> Programs:
     network = conv_net(CLASSES, widths=setting.widths, hidden=setting.hidden)
     environment = training_environment(
         network,
@@ -342,26 +363,40 @@ def run_seed(setting: Setting, options: argparse.Namespace, seed: int) -> dict:
         num_decisions=setting.num_decisions,
         steps_between=setting.steps_between,
         batch_size=setting.batch_size,
+        levels=LEVELS,
     )
-    learner, on_test = make_learner(environment, setting), jax.jit(partial(accuracies_on, network))
-    begin, play = jax.jit(jax.vmap(environment.reset, (0, None))), make_play(environment, learner, setting)
+    learner = make_learner(environment, setting)
+    return Programs(
+        make_learn(learner, setting),
+        jax.jit(jax.vmap(environment.reset, (0, None))),
+        make_play(environment, learner, setting),
+        make_tune_by_gradient(network, setting),
+        jax.jit(partial(accuracies_on, network)),
+    )
+
+
+def run_seed(setting: Setting, options: argparse.Namespace, programs: Programs, seed: int) -> dict:
+    data, test = load(setting, options.data_dir, seed, options.random_data)
+    begin, play = programs.begin, programs.play
     key_learn, key_search, key_start, key_judge, key_gradient, key_tried = jax.random.split(jax.random.key(seed), 6)
     record, began = {"seed": seed, "judged": {}}, time.perf_counter()
-    params, record["curve"] = learn(learner, setting, data, key_learn)
+    params, record["curve"] = programs.learn(key_learn, data)
     record["seconds_learning"], began = time.perf_counter() - began, time.perf_counter()
     tried = begin(jax.random.split(key_tried, setting.num_environments), data)
     searched = search(begin, play, params, setting, tried, data, key_search)
     record["seconds_searching"], began = time.perf_counter() - began, time.perf_counter()
-    by_gradient, record["by_gradient"] = tune_by_gradient(network, setting, tried, data, key_gradient)
+    by_gradient, record["by_gradient"] = programs.tune_by_gradient(tried, data, key_gradient)
     record["seconds_by_gradient"], began = time.perf_counter() - began, time.perf_counter()
     # All begin from the same weights and hyper-parameters, and all but the hypergradient see mini-batches in one order.
     anywhere = begin(jax.random.split(key_start, setting.num_environments), data)
     default = anywhere._replace(shares=jnp.broadcast_to(shares_of(RANGES, DEFAULT), anywhere.shares.shape))
     for name, (train, spent) in contenders(play, params, searched, by_gradient, setting).items():
         for start, states in (("default", default), ("anywhere", anywhere))[: 2 if name in BEGIN else 1]:
-            result = judge(train, on_test, states, data, test, key_judge)
+            result = judge(train, programs.on_test, states, data, test, key_judge)
             record["judged"][f"{start}: {name}"] = result | {"gradient_steps_before": spent}
-    return record | {"seconds_judging": time.perf_counter() - began}
+    record["seconds_judging"] = time.perf_counter() - began
+    print(json.dumps({name: value for name, value in record.items() if name.startswith("se")}), flush=True)
+    return record
 
 
 def report(records: list[dict], setting: Setting) -> str:
@@ -408,6 +443,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data-dir", type=Path, help="a folder with CIFAR-10")
     parser.add_argument("--random-data", action="store_true", help="images of noise: does it run?")
     parser.add_argument("--seeds", type=int, default=3)
+    add_jobs(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10_controller"))
     for name in CHANGES:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="instead of the setting's")
@@ -417,10 +453,7 @@ def main(arguments: list[str] | None = None) -> None:
     if setting.meta_steps < 1:
         fewest = CANDIDATES * setting.num_environments + DIFFERENTIATED * setting.starts
         parser.error(f"--episodes must be {fewest} or more, or they do not pay for a step of the hypergradient")
-    records = []
-    for seed in range(options.seeds):
-        records.append(run_seed(setting, options, seed))
-        print(json.dumps({name: value for name, value in records[-1].items() if name.startswith("se")}), flush=True)
+    records = each_seed(partial(run_seed, setting, options, make_programs(setting)), options.seeds, options.jobs)
     options.out.mkdir(parents=True, exist_ok=True)
     result = {"setting": setting._asdict(), "start": DEFAULT, "ranges": RANGES, "seeds": records}
     write_atomically(options.out / "result.json", json.dumps(result, indent=1) + "\n")

@@ -60,6 +60,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from seeds import add_jobs, each_seed
 
 from jaxmeta import Batch, example_batch, load_cifar10_arrays, truncated
 from jaxmeta.metrics import estimate, paired_difference
@@ -429,6 +430,7 @@ def main(arguments=None) -> dict:
     parser.add_argument("--full", action="store_true", help="for a GPU")
     parser.add_argument("--data-dir", type=Path, help="folder with CIFAR-10; a download without")
     parser.add_argument("--seeds", type=int, default=3)
+    add_jobs(parser)
     parser.add_argument("--steps", type=int, help="steps of a tuned training, a multiple of those of a round")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=ASKED, help="default: all but falling")
     parser.add_argument("--smoke", action="store_true", help="noise for images, a tiny network: does it run?")
@@ -442,13 +444,18 @@ def main(arguments=None) -> dict:
     load = partial(load_cifar10_arrays, data_dir=options.data_dir, image_size=setting.image_size)
     arrays = random_arrays(setting.image_size) if options.smoke else load()
     network = conv_net(CLASSES, widths=setting.widths, hidden=setting.hidden)
-    programs, results = make_programs(setting, network), {}
-    for seed in range(options.seeds):
-        lab = make_lab(setting, arrays, programs, network, seed)
+    programs = make_programs(setting, network)
+
+    def run_seed(seed):
+        lab, found = make_lab(setting, arrays, programs, network, seed), {}
         for part in options.parts:
             for name, result in PARTS[part](lab).items():
-                results.setdefault(name, []).append(result)
+                found[name] = result
                 print(f"seed {seed}: {name}: {result['test']:.2f} % in {result['seconds']:.0f} s", flush=True)
+        return found
+
+    by_seed = each_seed(run_seed, options.seeds, options.jobs)
+    results = {name: [found[name] for found in by_seed] for name in by_seed[0]}
     report = {"setting": setting._asdict(), "seeds": options.seeds, "results": results, "differences": show(results)}
     report["seconds"] = time.perf_counter() - began
     print(f"{report['seconds'] / 60:.1f} minutes")

@@ -40,6 +40,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from seeds import add_jobs, each_seed
 
 from jaxmeta import (
     ClassPool,
@@ -247,6 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cifar10", type=Path, help="folder with CIFAR-10; None: the cache or a download")
     parser.add_argument("--full", action="store_true", help="the setting for a GPU")
     parser.add_argument("--seeds", type=int, default=3)
+    add_jobs(parser)
     parser.add_argument("--steps", type=int, help="outer steps of the networks, in place of the setting's")
     parser.add_argument("--tasks", type=int, help="of each source and size, in place of the setting's")
     parser.add_argument("--out", type=Path, default=Path("runs/extractor-switch"), help="folder of the figures")
@@ -256,7 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
     began = time.perf_counter()
     options.out.mkdir(parents=True, exist_ok=True)
     data = load(options.mnist, options.cifar10)
-    runs = [run_seed(divide(data, seed), setting, seed) for seed in range(options.seeds)]
+    runs = each_seed(lambda seed: run_seed(divide(data, seed), setting, seed), options.seeds, options.jobs)
     print(f"\nAccuracy in % on classes not met before, {options.seeds} seeds, 95 % intervals\n")
     print(f"| way | {' | '.join(SOURCES)} | all |\n| --- {'| --- ' * (len(SOURCES) + 1)}|")
     for way in runs[0]["mean"]:

@@ -51,6 +51,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from seeds import add_jobs, each_seed
 
 from jaxmeta import METAGRADS, ClassPool, EpisodeSpec, TaskSource, exact, fit, init_train_state, make_train_step, pes
 from jaxmeta.base import Estimator, MetaLearner
@@ -333,6 +334,7 @@ def main(arguments: list[str] | None = None) -> None:
     size.add_argument("--full", action="store_true", help="for a GPU")
     parser.add_argument("--data-dir", type=Path, help="a folder with MNIST; without one, glyphs where there is none")
     parser.add_argument("--seeds", type=int, default=3)
+    add_jobs(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/learned_optimizer"))
     parser.add_argument("--only", nargs="+", choices=contenders(Setting()), help="contenders; all if not given")
     for name in ("steps", "horizon", "unroll", "tasks", "judged-tasks"):
@@ -347,7 +349,7 @@ def main(arguments: list[str] | None = None) -> None:
     sources = make_sources(options.data_dir)
     chosen = {name: one for name, one in contenders(setting).items() if name in (options.only or contenders(setting))}
     trained = {name: (one, trainer(one, sources[0], setting)) for name, one in chosen.items()}
-    runs = [run_seed(seed, sources, trained, setting) for seed in range(options.seeds)]
+    runs = each_seed(lambda seed: run_seed(seed, sources, trained, setting), options.seeds, options.jobs)
     tables = {where: summary(runs, where) for where in sources[1]}
     for where, table in tables.items():
         show(table, where, options.seeds)

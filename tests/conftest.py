@@ -54,7 +54,10 @@ def load_experiment(name):
     """Import a script of `experiments/`, which is no package."""
     spec = importlib.util.spec_from_file_location(name, REPO / "experiments" / f"{name}.py")
     experiment = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(experiment)
+    # As when it is run: beside it lies what experiments share.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(REPO / "experiments")
+        spec.loader.exec_module(experiment)
     return experiment
 
 

@@ -1,9 +1,7 @@
 """The controller: the training of a classifier as an environment, and what is learned in it."""
 
-import importlib.util
 import json
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,24 +9,26 @@ import numpy as np
 import optax
 import pytest
 
+from conftest import load_experiment
 from jaxmeta.base import Episode, example_batch
 from jaxmeta.models import mlp
 from jaxmeta.tuning import (
     Hypers,
     Network,
     Range,
+    afterstate_values,
     bandit,
     chain,
     dqn,
     keep_action,
     rollout,
+    share_moves,
     shares_of,
     training_environment,
     training_objective,
     values_at,
 )
 
-REPO = Path(__file__).resolve().parents[1]
 RANGES = {
     "learning_rate": Range(1e-3, 1.0),
     "momentum": Range(0.0, 0.9, "linear"),
@@ -203,17 +203,50 @@ def test_shares_and_values_are_inverse():
         np.testing.assert_allclose([low[name], high[name]], given[:2], rtol=1e-6)
 
 
+def test_an_action_is_worth_what_the_place_is_that_it_leads_to():
+    environment = training_environment(LINEAR, RANGES, num_decisions=3, steps_between=2, levels=5)
+    body, moves = mlp(1, hidden=(8,)), share_moves(3, 5)
+    model = afterstate_values(body, moves)
+    state = environment.reset(jax.random.key(0), DATA)._replace(shares=jnp.array([0.0, 0.5, 0.95]))
+    observation = environment.observe(state)
+    params, model_state = model.init(jax.random.key(1), observation[None])
+    (values,), _ = model.apply(params, model_state, observation[None])
+    assert values.shape == (27,)
+    # Each is what V says of the shares that the environment itself goes to, put on [-2, 2].
+    step = jax.jit(environment.step)
+    for action in (0, 5, 13, 26):
+        shares = step(state, action, DATA)[0].shares
+        (value,), _ = body.apply(params, model_state, observation.at[-3:].set(4 * shares - 2)[None])
+        np.testing.assert_allclose(values[action], value[0], rtol=1e-5)
+    # The first cannot be lowered: to lower it is to keep it. The last two differ from one another.
+    np.testing.assert_array_equal(values[:9], values[9:18])
+    assert len(set(values[9:].tolist())) == 18
+
+
+def test_refuses_what_no_action_could_move():
+    with pytest.raises(ValueError, match="the last 3 features of an observation; given 2"):
+        afterstate_values(mlp(1), share_moves(3, 10)).init(jax.random.key(0), jnp.ones([1, 2]))
+    model = afterstate_values(mlp(2), share_moves(1, 10))
+    with pytest.raises(ValueError, match="a model of one output"):
+        model.apply(*model.init(jax.random.key(0), jnp.ones([1, 2])), jnp.ones([1, 2]))
+
+
 @pytest.mark.slow
-def test_the_controller_learns_to_train():
+@pytest.mark.parametrize(
+    ("model", "steps_ahead"),
+    [(mlp(3, hidden=(32,)), 1), (afterstate_values(mlp(1, hidden=(32,)), share_moves(1, 5)), 3)],
+    ids=["by action", "by place"],
+)
+def test_the_controller_learns_to_train(model, steps_ahead):
     """From learning rates that are mostly too small for a start that is far off: raising them is what pays."""
     far_off = LINEAR._replace(init=lambda key, inputs: {"head": 3 * jax.random.normal(key, [4, CLASSES])})
     ranges = {"learning_rate": Range(1e-4, 10.0)}
     environment = training_environment(far_off, ranges, num_decisions=8, steps_between=2, batch_size=16, levels=5)
-    model = mlp(3, hidden=(32,))
     learner = dqn(
         environment,
         model,
         optax.adam(3e-3),
+        steps_ahead=steps_ahead,
         discount=0.95,
         temperature=optax.exponential_decay(0.3, 240, 0.03),
         num_environments=16,
@@ -243,11 +276,9 @@ def test_the_controller_learns_to_train():
 
 @pytest.mark.slow
 def test_the_experiment_runs(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("controller", REPO / "experiments" / "cifar10_controller.py")
-    experiment = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(experiment)
+    experiment = load_experiment("cifar10_controller")
     few = "--random-data --seeds 2 --image-size 4 --train 40 --validation 16 --test 30 --num-decisions 3"
-    experiment.main([*few.split(), *f"--steps-between 1 --episodes 40 --out {tmp_path}".split()])
+    experiment.main([*few.split(), *f"--steps-between 1 --episodes 40 --jobs 2 --out {tmp_path}".split()])
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
     assert len(result["seeds"]) == 2 and "default: learned controller" in printed

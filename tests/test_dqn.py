@@ -10,7 +10,19 @@ import pytest
 from scipy.special import softmax
 
 from jaxmeta.models import mlp
-from jaxmeta.tuning import add_to_replay, bandit, chain, dqn, empty_replay, q_target, sample_replay, softmax_policy
+from jaxmeta.tuning import (
+    Transition,
+    add_to_replay,
+    bandit,
+    chain,
+    dqn,
+    empty_replay,
+    n_step_transition,
+    q_target,
+    sample_replay,
+    sample_runs,
+    softmax_policy,
+)
 
 # Operation by operation, many small programs would be compiled.
 put, draw = jax.jit(add_to_replay), jax.jit(sample_replay, static_argnums=2)
@@ -50,6 +62,35 @@ def test_draws_from_the_replay_are_uniform():
     assert np.abs(counts - 1000).max() < 5 * np.sqrt(5000 * 0.2 * 0.8)
 
 
+@pytest.mark.parametrize("number", [6, 9, 17, 40])
+def test_runs_from_the_replay_are_of_one_stream_and_uniform(number):
+    """Three streams by turns in a circle of 17: also where it has gone round, and where rows straddle its end."""
+    length, stride, capacity = 3, 2, 17
+    replay = empty_replay(jnp.int32(0), capacity)
+    for item in range(number):
+        replay = put(replay, jnp.array([item], jnp.int32))
+    drawn = np.asarray(jax.jit(lambda key: sample_runs(key, replay, 8000, length, stride=stride))(jax.random.key(2)))
+    np.testing.assert_array_equal(np.diff(drawn, axis=1), stride)
+    firsts = np.arange(max(0, number - capacity), number - stride * (length - 1))
+    counts = np.bincount(drawn[:, 0], minlength=number)
+    assert counts.sum() == counts[firsts].sum()
+    expected = 8000 / len(firsts)
+    assert np.abs(counts[firsts] - expected).max() < 5 * np.sqrt(expected)
+
+
+def test_several_steps_by_hand():
+    rewards = jnp.array([[1.0, 2.0, 4.0], [1.0, 2.0, 4.0], [1.0, 2.0, 4.0]])
+    done = jnp.array([[False, False, False], [False, True, False], [False, False, True]])
+    observations = jnp.arange(18.0).reshape(3, 3, 2)
+    run = Transition(observations, jnp.arange(9).reshape(3, 3), rewards, done, observations + 100)
+    one = n_step_transition(run, 0.5)
+    # What comes after the end of an episode is another's.
+    np.testing.assert_allclose(one.reward, [3.0, 2.0, 3.0])
+    assert one.done.tolist() == [False, True, True] and one.action.tolist() == [0, 3, 6]
+    np.testing.assert_array_equal(one.observation, observations[:, 0])
+    np.testing.assert_array_equal(one.next_observation, observations[:, 2] + 100)
+
+
 def test_refuses_more_than_the_replay_holds():
     with pytest.raises(ValueError, match="cannot take 5 items"):
         add_to_replay(empty_replay(jnp.int32(0), 4), jnp.arange(5))
@@ -84,17 +125,22 @@ def test_the_double_target_by_hand():
     np.testing.assert_allclose(q_target(reward, done, target, discount=0.5), [3.5, 1.0, 0.0])
 
 
-def exact_chain_values(length, slip, near, far, discount):
-    """Value iteration on the chain's table of transitions, until it stands still."""
+def exact_chain_values(length, slip, near, far, discount, steps_ahead=1):
+    """Value iteration on the chain's table until it stands still; between the first and the last action, uniform."""
+
+    def worth(after):
+        """Values of both actions where what comes after each place is worth so much."""
+        after, places = np.append(after, 0.0), np.arange(length)
+        right = np.where(places == length - 1, far, 0.0) + discount * after[places + 1]
+        left = np.where(places == 0, near, 0.0) + discount * after[np.maximum(places - 1, 0)]
+        return np.stack([(1 - slip) * left + slip * right, (1 - slip) * right + slip * left], 1)
+
     values = np.zeros([length, 2])
     for _ in range(2000):
-        best = np.append(values.max(1), 0.0)
-        new = np.zeros_like(values)
-        for place in range(length):
-            right = (far if place == length - 1 else 0.0) + discount * best[place + 1]
-            left = (near if place == 0 else 0.0) + discount * best[max(place - 1, 0)]
-            new[place] = [(1 - slip) * left + slip * right, (1 - slip) * right + slip * left]
-        values = new
+        after = values.max(1)
+        for _ in range(steps_ahead - 1):
+            after = worth(after).mean(1)
+        values = worth(after)
     return values
 
 
@@ -102,6 +148,7 @@ def exact_chain_values(length, slip, near, far, discount):
     ("options", "changed"),
     [
         ({"slip": 0.2, "near": 0.05}, {}),
+        ({"slip": 0.2, "near": 0.05}, {"steps_ahead": 3, "temperature": 1e6}),
         pytest.param(
             {"slip": 0.0, "near": 0.1},
             {"target_rate": 1.0, "target_every": 20, "double": False},
@@ -110,18 +157,18 @@ def exact_chain_values(length, slip, near, far, discount):
     ],
 )
 def test_q_learning_finds_the_values_of_a_chain(options, changed):
-    discount, exact = 0.9, exact_chain_values(5, **{"far": 1.0, **options}, discount=0.9)
+    ahead = changed.get("steps_ahead", 1)
+    discount, exact = 0.9, exact_chain_values(5, **{"far": 1.0, **options}, discount=0.9, steps_ahead=ahead)
     model = mlp(2, hidden=())
     learner = dqn(
         chain(5, **options),
         model,
         optax.sgd(optax.exponential_decay(1.0, 1000, 0.5)),
         discount=discount,
-        temperature=1.0,
         capacity=20000,
         batch_size=128,
         updates=4,
-        **{"target_rate": 0.05, **changed},
+        **{"target_rate": 0.05, "temperature": 1.0, **changed},
     )
     state, metrics = train_dqn(learner, 1000)
     found = values_of_model(model, state, jnp.eye(5))
@@ -179,6 +226,8 @@ def test_the_target_network_waits_or_follows():
         ({"discount": 1.1}, "discount"),
         ({"target_rate": -0.1}, "target_rate"),
         ({"batch_size": 0}, "batch_size"),
+        ({"steps_ahead": 0}, "steps_ahead"),
+        ({"capacity": 20, "num_environments": 8, "steps_ahead": 3}, "capacity"),
         ({"capacity": 4}, "capacity"),
         ({"capacity": 20, "learn_after": 30}, "capacity"),
     ],

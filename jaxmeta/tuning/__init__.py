@@ -1,5 +1,6 @@
 """Learning to tune: how a classifier should be trained, as something that is itself learned."""
 
+from jaxmeta.tuning.afterstate import afterstate_values
 from jaxmeta.tuning.architecture import (
     Architecture,
     Cell,
@@ -10,7 +11,7 @@ from jaxmeta.tuning.architecture import (
     possible_skips,
     random_architecture,
 )
-from jaxmeta.tuning.dqn import QLearner, QState, Transition, dqn, q_target, softmax_policy
+from jaxmeta.tuning.dqn import QLearner, QState, dqn, softmax_policy
 from jaxmeta.tuning.environment import Environment, Outcome, Policy, Trace, bandit, chain, rollout
 from jaxmeta.tuning.extractors import pca_extractor, random_extractor
 from jaxmeta.tuning.hypergradient import Tuner, TuneRound, TuneState, average_of_rounds, hypergradient, tune
@@ -34,8 +35,9 @@ from jaxmeta.tuning.metafeatures import (
 from jaxmeta.tuning.networks import Network, conv_net
 from jaxmeta.tuning.optimizer_tasks import varied_mlp
 from jaxmeta.tuning.optimizer_training import optimizer_learner
+from jaxmeta.tuning.q_targets import Transition, n_step_transition, q_target
 from jaxmeta.tuning.ranges import Range, check_range, raw_of, raws_of, value_of, values_of
-from jaxmeta.tuning.replay import Replay, add_to_replay, empty_replay, sample_replay
+from jaxmeta.tuning.replay import Replay, add_to_replay, empty_replay, sample_replay, sample_runs
 from jaxmeta.tuning.reweighting import (
     Weighting,
     flip_labels,
@@ -56,7 +58,14 @@ from jaxmeta.tuning.training import (
     training_objective,
     validation_loss_of,
 )
-from jaxmeta.tuning.training_environment import Training, keep_action, shares_of, training_environment, values_at
+from jaxmeta.tuning.training_environment import (
+    Training,
+    keep_action,
+    share_moves,
+    shares_of,
+    training_environment,
+    values_at,
+)
 from jaxmeta.tuning.warm_start import Experience, expected_scores, warm_start
 from jaxmeta.tuning.whole_trainings import (
     MetaTrainReport,
@@ -104,6 +113,7 @@ __all__ = [
     "Tuner",
     "Weighting",
     "add_to_replay",
+    "afterstate_values",
     "architecture_search",
     "average_of_rounds",
     "bandit",
@@ -129,6 +139,7 @@ __all__ = [
     "meta_network",
     "mixture_of",
     "mlp_optimizer",
+    "n_step_transition",
     "network_of",
     "number_of_architectures",
     "optimizer_learner",
@@ -145,6 +156,8 @@ __all__ = [
     "reweighting",
     "rollout",
     "sample_replay",
+    "sample_runs",
+    "share_moves",
     "shares_of",
     "softmax_policy",
     "statistical_features",

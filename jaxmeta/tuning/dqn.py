@@ -1,10 +1,12 @@
 """Deep Q-networks: the value of every action learned from what was lived through, and a softmax policy over it.
 
     Q(s, a)  ->  r + discount Q'(s', argmax_a' Q(s', a'))        Q' the target network, its Q averaged over time
+    Q(s, a)  ->  sum_{i<n} discount^i r_i + discount^n Q'(s_n, argmax_a' Q(s_n, a'))            n steps ahead
     pi(a | s) = exp(Q(s, a) / T) / sum_a' exp(Q(s, a') / T)      T the temperature
 
 Mnih et al., 2015, "Human-level control through deep reinforcement learning", Nature 518; van Hasselt, Guez and Silver,
-2016, "Deep Reinforcement Learning with Double Q-learning", arXiv 1509.06461.
+2016, "Deep Reinforcement Learning with Double Q-learning", arXiv 1509.06461; several steps: Hessel et al., 2017,
+"Rainbow", arXiv 1710.02298.
 """
 
 from collections.abc import Callable
@@ -18,18 +20,9 @@ from jax.core import Tracer
 from jaxmeta.base import Key, Metrics, Model, PyTree
 from jaxmeta.metagrad import check_count
 from jaxmeta.tuning.environment import Environment, Outcome, Policy
-from jaxmeta.tuning.replay import Replay, add_to_replay, empty_replay, sample_replay
+from jaxmeta.tuning.q_targets import Transition, n_step_transition, q_target
+from jaxmeta.tuning.replay import Replay, add_to_replay, empty_replay, sample_runs
 from jaxmeta.tuning.trees import choose
-
-
-class Transition(NamedTuple):
-    """One step of an environment, as it is kept."""
-
-    observation: jax.Array
-    action: jax.Array
-    reward: jax.Array
-    done: jax.Array
-    next_observation: jax.Array
 
 
 class QState(NamedTuple):
@@ -98,39 +91,6 @@ def softmax_policy(values: jax.Array, temperature: jax.Array | float) -> jax.Arr
     return jnp.where(temperature > 0, warm, best / best.sum(-1, keepdims=True))
 
 
-def q_target(
-    reward: jax.Array,
-    done: jax.Array,
-    next_target: jax.Array,
-    next_online: jax.Array | None = None,
-    *,
-    discount: float,
-) -> jax.Array:
-    """Compute what Q(s, a) is drawn to: `r + discount (1 - done) Q'(s', argmax_a' Q(s', a'))`.
-
-    Args:
-      reward: `[...]`.
-      done: `[...]`, where nothing comes after.
-      next_target: Q' of the next state, `[..., actions]`.
-      next_online: Q of the next state, which chooses the action (double Q-learning); None: Q' chooses itself, the
-        plain target, which overestimates where values are noisy.
-      discount: What a reward one step later is worth.
-
-    Returns:
-      `[...]`.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> float(q_target(1.0, False, jnp.array([2.0, 4.0]), jnp.array([1.0, 0.0]), discount=0.5))
-      2.0
-
-    Source: van Hasselt, Guez and Silver, 2016, arXiv 1509.06461.
-    """
-    chooser = next_target if next_online is None else next_online
-    chosen = jnp.take_along_axis(next_target, chooser.argmax(-1)[..., None], -1)[..., 0]
-    return reward + discount * jnp.where(done, 0.0, chosen)
-
-
 def dqn(
     environment: Environment,
     model: Model,
@@ -146,6 +106,7 @@ def dqn(
     target_rate: float = 0.01,
     target_every: int = 1,
     double: bool = True,
+    steps_ahead: int = 1,
 ) -> QLearner:
     """Make a deep Q-network that learns while many environments run.
 
@@ -166,13 +127,14 @@ def dqn(
       target_rate: 1 with a `target_every` above 1 copies now and then, as Mnih et al. do; small, it averages.
       target_every: See target_rate.
       double: Whether the online network chooses the next action.
+      steps_ahead: n, rewards that are lived through before a value is believed: what is gained late is known sooner.
 
     Returns:
       A `QLearner`.
 
     Raises:
-      ValueError: a discount or target rate outside [0, 1], a count below 1, a replay smaller than what one iteration or
-        `learn_after` brings; in `init`, a model with a state or with other outputs than there are actions.
+      ValueError: a discount or target rate outside [0, 1], a count below 1, a replay smaller than what `steps_ahead`
+        iterations or `learn_after` bring; in `init`, a model with a state or with other outputs than there are actions.
 
     Example:
       >>> from jaxmeta.models import mlp
@@ -189,9 +151,12 @@ def dqn(
         if not 0 <= share <= 1:
             raise ValueError(f"dqn needs a {name} in [0, 1]; given {share}.")
     counts = {"num_environments": num_environments, "batch_size": batch_size, "updates": updates}
-    for name, number in (counts | {"learn_after": learn_after, "target_every": target_every}).items():
+    counts |= {"learn_after": learn_after, "target_every": target_every, "steps_ahead": steps_ahead}
+    for name, number in counts.items():
         check_count("dqn", name, number, 1)
-    check_count("dqn", "capacity", capacity, max(num_environments, learn_after))
+    # Before there is a run of n in one environment there is nothing to draw.
+    learn_after = max(learn_after, steps_ahead * num_environments)
+    check_count("dqn", "capacity", capacity, learn_after)
     temperature_at = temperature if callable(temperature) else lambda step: temperature
     observe, reset = jax.vmap(environment.observe), jax.vmap(environment.reset, (0, None))
 
@@ -210,14 +175,17 @@ def dqn(
 
     def td_loss(params, target, batch: Transition):
         online = q_values(params, batch.next_observation) if double else None
-        goal = q_target(batch.reward, batch.done, q_values(target, batch.next_observation), online, discount=discount)
+        believed = q_values(target, batch.next_observation)
+        goal = q_target(batch.reward, batch.done, believed, online, discount=discount**steps_ahead)
         values = q_values(params, batch.observation)
         chosen = jnp.take_along_axis(values, batch.action[:, None], 1)[:, 0]
         return optax.huber_loss(chosen, jax.lax.stop_gradient(goal)).mean()
 
     def update(carry, index, replay: Replay, key):
         params, target, opt_state = carry
-        batch = sample_replay(jax.random.fold_in(key, index), replay, batch_size)
+        key = jax.random.fold_in(key, index)
+        # Every iteration stores one transition of each environment.
+        batch = n_step_transition(sample_runs(key, replay, batch_size, steps_ahead, stride=num_environments), discount)
         loss, grads = jax.value_and_grad(td_loss)(params, target, batch)
         changes, opt_state = optimizer.update(grads, opt_state, params)
         params = optax.apply_updates(params, changes)

@@ -89,6 +89,31 @@ def sample_replay(key: Key, replay: Replay, number: int) -> PyTree:
       >>> sample_replay(jax.random.key(0), replay, 3).tolist()
       [7.0, 7.0, 7.0]
     """
+    return jax.tree.map(lambda drawn: drawn[:, 0], sample_runs(key, replay, number, 1))
+
+
+def sample_runs(key: Key, replay: Replay, number: int, length: int, *, stride: int = 1) -> PyTree:
+    """Draw runs of items with replacement: so many, each stored `stride` items after the one before.
+
+    Args:
+      key: Source of randomness.
+      replay: With `(length - 1) * stride + 1` items at least; its first run is drawn as often as any other.
+      number: How many runs to draw.
+      length: Items in a run.
+      stride: Where the items of several streams are stored by turns, their number; then a run is of one stream.
+
+    Returns:
+      Items, leaves `[number, length, ...]`, the oldest first. No run goes beyond what was stored last.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> replay = add_to_replay(empty_replay(jnp.float32(0), 4), jnp.array([1.0, 10.0, 2.0, 20.0]))
+      >>> sorted(set(map(tuple, sample_runs(jax.random.key(0), replay, 20, 2, stride=2).tolist())))
+      [(1.0, 2.0), (10.0, 20.0)]
+    """
     capacity = jax.tree.leaves(replay.items)[0].shape[0]
-    slots = jax.random.randint(key, [number], 0, jnp.minimum(replay.count, capacity))
-    return jax.tree.map(lambda kept: kept[slots], replay.items)
+    ahead = stride * jnp.arange(length)
+    oldest = jnp.maximum(replay.count - capacity, 0)
+    # By when they were stored, not by slot: a run may go on at the beginning of the circle.
+    first = jax.random.randint(key, [number], oldest, replay.count - stride * (length - 1))
+    return jax.tree.map(lambda kept: kept[(first[:, None] + ahead) % capacity], replay.items)

@@ -123,7 +123,7 @@ def training_environment(
     names, fixed = tuple(ranges), Hypers(0.05) if fixed is None else fixed
     _check(ranges, num_decisions, steps_between, levels)
     first = None if start is None else jnp.asarray(shares_of(ranges, start))
-    moves = jnp.asarray(np.indices([3] * len(names)).reshape(len(names), -1).T - 1.0) / levels
+    moves = share_moves(len(names), levels)
     # Nothing is differentiated through the steps: their gradients are all that is needed.
     train = inner_loop(
         training_objective(network, batch_size), hyper_sgd, steps_between, first_order(), record=("loss", "grad_norm")
@@ -197,6 +197,23 @@ def training_environment(
         return jnp.concatenate([jnp.clip(jnp.stack(features), -LIMIT, LIMIT), state.task, state.shares])
 
     return Environment(reset, step, observe, len(moves))
+
+
+def share_moves(num_hypers: int, levels: int) -> jax.Array:
+    """Give how far every action of a `training_environment` moves each hyper-parameter through its range.
+
+    Args:
+      num_hypers: n, hyper-parameters that are set.
+      levels: Steps through a range from end to end.
+
+    Returns:
+      `[3^n, n]`.
+
+    Example:
+      >>> share_moves(1, 10).tolist()
+      [[-0.10000000149011612], [0.0], [0.10000000149011612]]
+    """
+    return jnp.asarray(np.indices([3] * num_hypers).reshape(num_hypers, -1).T - 1.0) / levels
 
 
 def keep_action(environment: Environment) -> int:
