@@ -31,6 +31,8 @@ from jaxmeta.metagrad import skip_diverged
 from jaxmeta.tuning import lstm_optimizer, mlp_optimizer, optimizer_learner, varied_mlp
 
 KEY = jax.random.key(0)
+# Of the features of progress, as documented by what they are tanh of.
+TIMES = np.array([1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0])
 SLOW = pytest.mark.slow
 MAKERS = {"mlp": partial(mlp_optimizer, hidden=(4, 3)), "lstm": partial(lstm_optimizer, hidden=(3, 2))}
 # What the weights are set to, and optax's own. The safe root below Adam's is that of inner_adam.
@@ -87,6 +89,29 @@ def test_it_can_be_what_is_known(maker, known, x64):
     mine, expected = (path_of(each, gradients, params) for each in (optimizer.transform(theta), reference))
     for leaf, other in zip(jax.tree.leaves(mine), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(leaf, other, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_schedule_is_that_of_optax(maker, x64):
+    """Of Adam's steps, by progress alone: it rises, falls, and stands still after the horizon."""
+    horizon, steps = 20, 30
+    optimizer = MAKERS[maker](step_size=0.01, horizon=horizon)
+    theta = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), optimizer.as_adam(optimizer.init(KEY), 0.02))
+    weights = 0.6 * jax.random.normal(jax.random.key(5), theta["path"]["schedule"].shape, jnp.float64)
+    theta["path"]["schedule"] = weights
+
+    def rate(count):
+        age = jnp.minimum(count + 1.0, horizon)
+        progress = jnp.tanh(jnp.expand_dims(age, -1) / TIMES - 1)
+        return 0.02 * jnp.exp(5 * jnp.tanh((weights[0] + progress @ weights[1:]) / 5))
+
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params_of())
+    gradients = jax.tree.map(lambda leaf: jax.random.normal(KEY, [steps, *leaf.shape], leaf.dtype), params)
+    found = path_of(optimizer.transform(theta), gradients, params)
+    expected = path_of(optax.adam(rate, eps_root=1e-16), gradients, params)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), found, expected)
+    rates = np.asarray(rate(jnp.arange(steps)))
+    assert len(set(rates[: horizon - 1])) == horizon - 1 and len(set(rates[horizon - 1 :])) == 1
 
 
 def test_adam_in_an_inner_loop_is_that_of_optax():

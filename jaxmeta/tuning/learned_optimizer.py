@@ -22,6 +22,7 @@ from jaxmeta.tuning.optimizer_networks import (
     Recurrent,
     count_features,
     features_of,
+    progress_of,
     root_mean_square,
     shared_features,
     spread,
@@ -77,22 +78,23 @@ def mlp_optimizer(
 ) -> LearnedOptimizer:
     """Make a per-parameter perceptron that turns features of a parameter's gradients into its step.
 
-    `phi <- phi - step_size exp(s) (c . (g, m, m / sqrt(v)) + a (c' phi / r + d))`, `(d, s) = f(features; w)`,
-    `theta = (c, c', w)`
+    `phi <- phi - step_size exp(s + h . p) (c . (g, m, m / sqrt(v)) + a (c' phi / r + d))`,
+    `(d, s) = f(features; w)`, `theta = (c, c', h, w)`
 
     The features of each parameter: its gradient (logarithm and sign, and over the root of its second moments), momenta
     over that root, the logarithm of the root, its value over the root mean square of its leaf; and, the same for all of
-    a leaf, that root mean square r and the number of steps taken. c is the path on which d = c' = 0, s = 0 is SGD or
-    Adam. `a = A^2 / (A^2 + 0.01)`, A the root mean square of the `m / sqrt(v)`, is near 1 where gradients come and 0
-    where none do: a parameter that the loss does not depend on stays where it is.
+    a leaf, that root mean square r and the number of steps taken. c is the path on which d = c' = 0, s = h = 0 is SGD
+    or Adam. h is a schedule: p is 1 and the same features of the number of steps. `a = A^2 / (A^2 + 0.01)`, A the root
+    mean square of the `m / sqrt(v)`, is near 1 where gradients come and 0 where none do: a parameter that the loss does
+    not depend on stays where it is.
 
     Args:
       hidden: Widths of the network's layers.
       momenta: Decays of the means of the gradients, m.
       moments: Decays of the means of the squared gradients, v.
       step_size: The unit of c and of d. Smaller makes it stiffer to noise in the weights, as `pes` adds.
-      horizon: Steps after which the features of progress stand still. Set it to the length of training that the
-        weights are learned on: then a longer one shows the network no values that it has never seen.
+      horizon: Steps after which the features of progress, and with them the schedule, stand still. Set it to the
+        length of training that the weights are learned on: then a longer one shows no values never seen.
       eps: Added to the root of the second moments; its square below the root, as in `inner_adam`.
 
     Returns:
@@ -168,6 +170,7 @@ def _optimizer(who, network_of, hidden, momenta, moments, step_size, horizon, ep
         weights = network.init(key, network.first_carry(1, features.dtype), features, shared, (1,))["params"]
         path = {
             "gradient": jnp.zeros(()),
+            "schedule": jnp.zeros([1 + len(TIMESCALES)]),
             "momenta": jnp.zeros([len(momenta)]),
             "parameter": jnp.zeros(()),
             "adam": jnp.full([len(momenta), len(moments)], 1.0 / (len(momenta) * len(moments))),
@@ -183,7 +186,8 @@ def _optimizer(who, network_of, hidden, momenta, moments, step_size, horizon, ep
         adam = mean[:, None] / root
         relative = param / spread(scales, sizes)
         features = features_of(gradient, relative, root, adam)
-        shared = shared_features(scales, jnp.minimum(count, horizon))
+        age = jnp.minimum(count, horizon)
+        shared = shared_features(scales, age)
         carry, outputs = network.apply({"params": theta["network"]}, carry, features, shared, sizes)
         path = theta["path"]
         known = path["gradient"] * gradient
@@ -193,7 +197,10 @@ def _optimizer(who, network_of, hidden, momenta, moments, step_size, horizon, ep
         # not its ratio to the leaf, grow with it: so trainings broke down soon after the last step learned on.
         activity = jnp.mean(jnp.square(adam), (0, 1))
         free = (outputs[:, 0] + path["parameter"] * relative) * activity / (activity + IDLE**2)
-        size = MAX_LOG_SIZE * jnp.tanh(outputs[:, 1] / MAX_LOG_SIZE)
+        # Past the network, so that a rate that rises and falls is learned as fast as one that stands.
+        progress = jnp.concatenate([jnp.ones(1, age.dtype), progress_of(age)])
+        size = outputs[:, 1] + jnp.dot(path["schedule"], progress, precision="highest")
+        size = MAX_LOG_SIZE * jnp.tanh(size / MAX_LOG_SIZE)
         return -step_size * jnp.exp(size) * (known + free), carry
 
     def transform(theta):

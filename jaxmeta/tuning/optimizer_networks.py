@@ -93,8 +93,13 @@ def features_of(gradient, param, root, adam):
 
 def shared_features(scales, count):
     """Describe each leaf, `[leaves, features]`: its root mean square, and the number of steps taken."""
-    progress = jnp.tanh(count / jnp.asarray(TIMESCALES, count.dtype) - 1)
+    progress = progress_of(count)
     return jnp.concatenate([jnp.broadcast_to(progress, (*scales.shape, *progress.shape)), jnp.log(scales)[:, None]], 1)
+
+
+def progress_of(count):
+    """Describe how far training is by the number of steps taken, `[timescales]` in (-1, 1)."""
+    return jnp.tanh(count / jnp.asarray(TIMESCALES, count.dtype) - 1)
 
 
 def _log_and_sign(values):
