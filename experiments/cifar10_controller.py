@@ -456,9 +456,11 @@ def main(arguments: list[str] | None = None) -> None:
     if setting.meta_steps < 1:
         fewest = CANDIDATES * setting.num_environments + DIFFERENTIATED * setting.starts
         parser.error(f"--episodes must be {fewest} or more, or they do not pay for a step of the hypergradient")
+    began = time.perf_counter()
     records = each_seed(partial(run_seed, setting, options, make_programs(setting)), options.seeds, options.jobs)
     options.out.mkdir(parents=True, exist_ok=True)
     result = {"setting": setting._asdict(), "start": DEFAULT, "ranges": RANGES, "seeds": records}
+    result["seconds"] = time.perf_counter() - began
     write_atomically(options.out / "result.json", json.dumps(result, indent=1) + "\n")
     print(report(records, setting))
 

@@ -1,11 +1,13 @@
 """Make the tables of README.md and experiments/README.md from recorded results.
 
     python experiments/make_tables.py --add RUN --hardware "2 CPU cores" [--paper 0.987] [--file result.json]
+    python experiments/make_tables.py --compare NAME FILE --hardware "2 CPU cores"    # an experiment of tuning
     python experiments/make_tables.py            # write the tables again
     python experiments/make_tables.py --check    # fail if they are not what the records say
 
-Results are kept in experiments/results.jsonl (one for each reached number), those of the benchmarks in
-JSON files beside them. Tables stand between `<!-- NAME -->` and `<!-- end NAME -->`.
+Results are kept in experiments/results.jsonl (one for each reached number), those of the experiments of tuning in
+experiments/comparisons.json, those of the benchmarks in JSON files beside them. Tables stand between `<!-- NAME -->`
+and `<!-- end NAME -->`.
 """
 
 import argparse
@@ -15,8 +17,11 @@ import statistics
 import sys
 from pathlib import Path
 
+import comparisons
+
 REPO = Path(__file__).resolve().parents[1]
 RESULTS = REPO / "experiments" / "results.jsonl"
+COMPARISONS = REPO / "experiments" / "comparisons.json"
 BENCHMARK = REPO / "benchmarks" / "meta_step.json"
 # Of the strategies in memory.json: the rest is for who runs the benchmark.
 IN_README = r"(unrolled\((remat=.step.)?\)|mixed_mode\(\))(, layers (checkpointed|in a Python loop))?|first_order.*"
@@ -138,7 +143,12 @@ def ratio_to_fastest(rows: dict[str, dict]) -> float | None:
     return min(torch) / seconds["jaxmeta"] if torch and "jaxmeta" in seconds else None
 
 
+def comparisons_table() -> str:
+    return comparisons.table(json.loads(COMPARISONS.read_text()))
+
+
 TABLES = {
+    "comparisons": comparisons_table,
     "results": results_table,
     "benchmark": benchmark_table,
     "memory": memory_table,
@@ -166,10 +176,22 @@ def add(run: Path, file: str, **noted) -> None:
         log.write(json.dumps(row) + "\n")
 
 
+def compare(name: str, file: Path, hardware: str) -> None:
+    """Record what an experiment of tuning has shown, in place of what it had shown before."""
+    record = json.loads(file.read_text())
+    kept = json.loads(COMPARISONS.read_text()) if COMPARISONS.exists() else {}
+    kept[name] = {"rows": list(comparisons.READERS[name](record)), "minutes": record["seconds"] / 60}
+    kept[name]["hardware"] = hardware
+    COMPARISONS.write_text(json.dumps({name: kept[name] for name in comparisons.READERS if name in kept}, indent=1))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--add", type=Path, metavar="RUN", help="run folder whose result is to be recorded")
     parser.add_argument("--file", default="result.json", help="file in the run folder with the result")
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("NAME", "FILE"), help=f"result file of one of {', '.join(comparisons.READERS)}"
+    )
     parser.add_argument("--hardware", help="what it ran on")
     parser.add_argument("--paper", type=float, help="the paper's number, as a fraction or an error")
     parser.add_argument("--paper-setting", help="'transductive' where the paper's number is and ours is not")
@@ -180,6 +202,11 @@ def main() -> int:
             parser.error("--add needs --hardware, what the result was reached on")
         noted = {"hardware": options.hardware, "paper": options.paper, "paper_setting": options.paper_setting}
         add(options.add, options.file, **noted)
+    if options.compare:
+        name, file = options.compare
+        if not options.hardware or name not in comparisons.READERS:
+            parser.error(f"--compare needs --hardware and one of {', '.join(comparisons.READERS)}; given {name}")
+        compare(name, Path(file), options.hardware)
     stale = [page for page in PAGES if filled(page.read_text()) != page.read_text()]
     if options.check:
         for page in stale:

@@ -1,6 +1,5 @@
 """The benchmarks: the loads are what they say, the commands say what they should. Speed is never asserted."""
 
-import importlib.util
 import json
 import math
 import signal
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from conftest import load_experiment
 from jaxmeta.bench import LOADS, count_flops, tiny
 from jaxmeta.bench.loads import draw_episodes, draw_weights
 from jaxmeta.bench.measure import measure
@@ -169,14 +169,6 @@ def test_speed_compares_times_and_reports_who_is_missing(tmp_path, capsys):
     assert (tmp_path / "speed.png").stat().st_size > 5000
 
 
-def made_tables():
-    spec = importlib.util.spec_from_file_location("make_tables", REPO / "experiments" / "make_tables.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_table_of_the_readme_is_made_from_the_record(tmp_path, monkeypatch):
     common = {"description": "conv4, 1 step", "tasks": 2, "gflop": 1.0, "gradient_difference": 0.0, "single": False}
     rows = [
@@ -190,7 +182,7 @@ def test_the_table_of_the_readme_is_made_from_the_record(tmp_path, monkeypatch):
     record = {**about, "rows": [{"load": "B", **common, **row} for row in rows]}
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "speed.json").write_text(json.dumps(record))
-    module = made_tables()
+    module = load_experiment("make_tables")
     monkeypatch.setattr(module, "REPO", tmp_path)
     page = module.filled("<!-- speed -->\nold\n<!-- end speed -->")
     for line in (

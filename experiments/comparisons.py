@@ -1,0 +1,117 @@
+"""What the experiments of learning to tune have shown: comparisons read from the files that they write.
+
+Each reader turns a result file into rows of figures by seed, of one way and of the other that it is compared with;
+`make_tables.py --compare NAME FILE` records them in `comparisons.json`, of which the table of README.md is made.
+"""
+
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from jaxmeta.metrics import paired_difference
+
+
+class Comparison(NamedTuple):
+    """One way against another, seed by seed.
+
+    Attributes:
+      what: The way.
+      against: The other.
+      figures: Of the way, a seed each.
+      others: Of the other.
+      unit: Of both.
+    """
+
+    what: str
+    against: str
+    figures: list[float]
+    others: list[float]
+    unit: str = "points"
+
+
+Rows = Iterator[Comparison]
+
+
+def metanet(record: dict[str, Any]) -> Rows:
+    pairs = (
+        ("meta-network", "default"),
+        ("meta-network", "random search"),
+        ("meta-network", "random search, falling rates"),
+        ("rate 30 times too small, meta-network", "best fixed rate"),
+        ("rate 30 times too large, meta-network", "best fixed rate"),
+        ("flipped labels, re-weighting", "flipped labels, plain"),
+    )
+    for pair in pairs:
+        if all(name in record["results"] for name in pair):
+            yield Comparison(*pair, *([run["test"] for run in record["results"][name]] for name in pair))
+
+
+def architecture(record: dict[str, Any]) -> Rows:
+    pairs = (
+        ("first order", "random, median"),
+        ("second order", "random, median"),
+        ("second order", "random, best by validation"),
+        ("second order", "first order"),
+    )
+    for pair in pairs:
+        yield Comparison(*pair, *([100 * seed[name]["test"] for seed in record["seeds"]] for name in pair))
+
+
+def controller(record: dict[str, Any]) -> Rows:
+    def accuracies(name):
+        return [100 * statistics.mean(seed["judged"][name]["accuracy"]) for seed in record["seeds"]]
+
+    many = f"default: random search, {record['setting']['episodes']} trainings"
+    for start, other in (
+        ("anywhere", "anywhere: random actions"),
+        ("anywhere", "anywhere: left as it begins"),
+        ("default", "default: random actions"),
+        ("default", many),
+        ("default", "default: hypergradient"),
+    ):
+        name = f"{start}: learned controller"
+        yield Comparison(name, other.split(": ")[1], accuracies(name), accuracies(other))
+    returns = [[100 * value for value in seed["curve"]["return"]] for seed in record["seeds"]]
+    fifth = min(map(len, returns)) // 5
+    last, first = ([statistics.mean(curve[part]) for curve in returns] for part in (slice(-fifth, None), slice(fifth)))
+    yield Comparison("gained in the last fifth of episodes", "in the first", last, first)
+
+
+def learned_optimizer(record: dict[str, Any]) -> Rows:
+    for name, steps in (("LSTM, PES", 100), ("LSTM, PES", 500), ("LSTM, PES", 2500), ("MLP, full unrolls", 100)):
+        figures = [
+            [run["loss"]["digits"][of][str(steps)] for run in record["runs"] if name in run["loss"]["digits"]]
+            for of in (name, "Adam")
+        ]
+        if figures[0]:
+            yield Comparison(f"{name}: loss after {steps} steps", "tuned Adam", *figures, "nats")
+
+
+def mnist(record: dict[str, Any]) -> Rows:
+    for shots in record["seeds"][0]["meta-model"]:
+        pair = ("meta-model", "scratch")
+        figures = ([100 * seed[name][shots] for seed in record["seeds"]] for name in pair)
+        yield Comparison(f"meta-model, examples a class: {shots}", "from scratch", *figures)
+
+
+READERS: dict[str, Callable[[dict[str, Any]], Rows]] = {
+    "cifar10_metanet": metanet,
+    "cifar10_architecture": architecture,
+    "cifar10_controller": controller,
+    "learned_optimizer": learned_optimizer,
+    "mnist_metafeatures": mnist,
+}
+
+
+def table(records: dict[str, dict[str, Any]]) -> str:
+    """Lay out what is recorded: means of the difference over seeds, with 95 % intervals."""
+    lines = ["| experiment | what | against | difference | seeds | min, on |", "| --- " * 6 + "|"]
+    for name, record in records.items():
+        for row in map(lambda values: Comparison(*values), record["rows"]):
+            gap = paired_difference(row.figures, row.others)
+            digits = 1 if row.unit == "points" else 4
+            lines.append(
+                f"| `{name}.py` | {row.what} | {row.against} | {gap.mean:+.{digits}f} +- {gap.ci95:.{digits}f} "
+                f"{row.unit} | {len(row.figures)} | {record['minutes']:.0f}, {record['hardware']} |"
+            )
+    return "\n".join(lines)

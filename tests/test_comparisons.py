@@ -1,0 +1,52 @@
+"""The table of what the experiments of tuning have shown."""
+
+import json
+
+import pytest
+
+from conftest import load_experiment
+
+
+def test_rows_are_read_from_result_files(tmp_path, monkeypatch):
+    seeds = [
+        {
+            "judged": {
+                f"{start}: {way}": {"accuracy": [value + seed / 100, value]}
+                for start, value in (("default", 0.4), ("anywhere", 0.3))
+                for way in (
+                    "learned controller",
+                    "random actions",
+                    "left as it begins",
+                    "hypergradient",
+                    "random search, 10 trainings",
+                )
+            },
+            "curve": {"return": [0.0, 0.1] + [0.2] * 6 + [0.3, 0.5]},
+        }
+        for seed in range(3)
+    ]
+    for seed in seeds:
+        seed["judged"]["anywhere: random actions"]["accuracy"] = [0.1, 0.2]
+    result = {"setting": {"episodes": 10}, "seconds": 120.0, "seeds": seeds}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    tables = load_experiment("make_tables")
+    monkeypatch.setattr(tables, "COMPARISONS", tmp_path / "comparisons.json")
+    tables.compare("cifar10_controller", tmp_path / "result.json", "1 core")
+    rows = tables.comparisons_table().splitlines()
+    assert len(rows) == 2 + 6
+    # 30, 30.5 and 31 against 15: 15.5 in the mean; a standard error of 0.5 / sqrt(3), times 4.30 for three seeds.
+    assert "| anywhere: learned controller | random actions | +15.5 +- 1.2 points | 3 | 2, 1 core |" in rows[2]
+    assert "| gained in the last fifth of episodes | in the first | +35.0 +- 0.0 points |" in rows[-1]
+
+
+def test_another_run_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
+    tables = load_experiment("make_tables")
+    monkeypatch.setattr(tables, "COMPARISONS", tmp_path / "comparisons.json")
+    for name, scratch in (("mnist_metafeatures", 0.5), ("mnist_metafeatures", 0.7)):
+        seeds = [{"meta-model": {"1": 0.8}, "scratch": {"1": scratch}}] * 2
+        (tmp_path / "result.json").write_text(json.dumps({"seeds": seeds, "seconds": 60.0}))
+        tables.compare(name, tmp_path / "result.json", "1 core")
+    (_, _, row) = tables.comparisons_table().splitlines()
+    assert "| meta-model, examples a class: 1 | from scratch | +10.0 +- 0.0 points | 2 | 1, 1 core |" in row
+    with pytest.raises(KeyError):
+        tables.compare("mnist", tmp_path / "result.json", "1 core")
