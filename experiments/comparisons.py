@@ -66,6 +66,7 @@ def controller(record: dict[str, Any]) -> Rows:
         ("anywhere", "anywhere: random actions"),
         ("anywhere", "anywhere: left as it begins"),
         ("default", "default: random actions"),
+        ("default", "default: left as it begins"),
         ("default", many),
         ("default", "default: hypergradient"),
     ):
@@ -78,7 +79,8 @@ def controller(record: dict[str, Any]) -> Rows:
 
 
 def learned_optimizer(record: dict[str, Any]) -> Rows:
-    for name, steps in (("LSTM, PES", 100), ("LSTM, PES", 500), ("LSTM, PES", 2500), ("MLP, full unrolls", 100)):
+    of_pes = [(name, steps) for name in ("MLP, PES", "LSTM, PES") for steps in (100, 500, 2500)]
+    for name, steps in [*of_pes, ("MLP, full unrolls", 100), ("MLP, truncated", 100)]:
         figures = [
             [run["loss"]["digits"][of][str(steps)] for run in record["runs"] if name in run["loss"]["digits"]]
             for of in (name, "Adam")

@@ -3,7 +3,7 @@
 Paper     none; prototypes are those of Snell, Swersky and Zemel, 2017, arXiv 1703.05175, the random features those of
           Rahimi and Recht, 2007. Choosing an algorithm by features of the task: Rice, 1976, "The Algorithm Selection
           Problem".
-Command   python experiments/extractor_switch.py --mnist DIR --cifar10 DIR [--full] [--seeds 3] [--out FOLDER]
+Command   python experiments/extractor_switch.py --mnist DIR --cifar10 DIR [--full] [--jobs 2] [--out FOLDER]
 Ways      principal components, random Fourier features, and Conv-4 and ResNet-12 trained as prototypical networks,
           each of which says by the nearest class mean of its features; the one that is best on the tasks of the second
           part; the switch, which sees the examples of a task and not where it is from; and the best on each task,
@@ -40,7 +40,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from seeds import add_jobs, each_seed
+from seeds import add_seeds, each_seed
 
 from jaxmeta import (
     ClassPool,
@@ -247,8 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--mnist", type=Path, help="folder with the four files of MNIST; None: the cache or a download")
     parser.add_argument("--cifar10", type=Path, help="folder with CIFAR-10; None: the cache or a download")
     parser.add_argument("--full", action="store_true", help="the setting for a GPU")
-    parser.add_argument("--seeds", type=int, default=3)
-    add_jobs(parser)
+    add_seeds(parser)
     parser.add_argument("--steps", type=int, help="outer steps of the networks, in place of the setting's")
     parser.add_argument("--tasks", type=int, help="of each source and size, in place of the setting's")
     parser.add_argument("--out", type=Path, default=Path("runs/extractor-switch"), help="folder of the figures")
@@ -258,7 +257,7 @@ def main(arguments: list[str] | None = None) -> None:
     began = time.perf_counter()
     options.out.mkdir(parents=True, exist_ok=True)
     data = load(options.mnist, options.cifar10)
-    runs = each_seed(lambda seed: run_seed(divide(data, seed), setting, seed), options.seeds, options.jobs)
+    runs = each_seed(lambda seed: run_seed(divide(data, seed), setting, seed), options)
     print(f"\nAccuracy in % on classes not met before, {options.seeds} seeds, 95 % intervals\n")
     print(f"| way | {' | '.join(SOURCES)} | all |\n| --- {'| --- ' * (len(SOURCES) + 1)}|")
     for way in runs[0]["mean"]:

@@ -33,7 +33,7 @@ def test_rows_are_read_from_result_files(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "COMPARISONS", tmp_path / "comparisons.json")
     tables.compare("cifar10_controller", tmp_path / "result.json", "1 core")
     rows = tables.comparisons_table().splitlines()
-    assert len(rows) == 2 + 6
+    assert len(rows) == 2 + 7
     # 30, 30.5 and 31 against 15: 15.5 in the mean; a standard error of 0.5 / sqrt(3), times 4.30 for three seeds.
     assert "| anywhere: learned controller | random actions | +15.5 +- 1.2 points | 3 | 2, 1 core |" in rows[2]
     assert "| gained in the last fifth of episodes | in the first | +35.0 +- 0.0 points |" in rows[-1]

@@ -19,8 +19,10 @@ from jaxmeta.tuning import (
     afterstate_values,
     bandit,
     chain,
+    conv_net,
     dqn,
     keep_action,
+    outputs_in_parts,
     rollout,
     share_moves,
     shares_of,
@@ -88,6 +90,18 @@ def test_actions_move_hyper_parameters_jointly():
     np.testing.assert_allclose(values["learning_rate"], 0.03 * 10 ** (0.75 * triples[:, 0]), rtol=1e-4)
     np.testing.assert_allclose(values["momentum"], 0.45 + 0.225 * triples[:, 1], rtol=1e-4)
     np.testing.assert_allclose(values["weight_decay"], 1e-3 * 10.0 ** triples[:, 2], rtol=1e-4)
+
+
+def test_many_validation_examples_are_looked_at_in_parts():
+    """The same outputs, with the hidden features of few examples at a time."""
+    network = conv_net(3, widths=(4,), hidden=8)
+    images = jax.random.normal(jax.random.key(0), [70, 8, 8, 1])
+    params = network.init(jax.random.key(1), images)
+    whole, parts = (jax.jit(partial(outputs_in_parts, network, part=part)) for part in (70, 8))
+    np.testing.assert_allclose(parts(params, images), whole(params, images), rtol=1e-5, atol=1e-6)
+    # What is beside inputs and outputs: a tenth of the examples at a time, and the rest at the end.
+    memory = [one.lower(params, images).compile().memory_analysis().temp_size_in_bytes for one in (parts, whole)]
+    assert memory[0] < memory[1] / 2
 
 
 def test_hyper_parameters_never_leave_their_ranges():
@@ -291,8 +305,9 @@ def test_the_experiment_runs(tmp_path, capsys):
     # Trainings of three steps each; random actions cost nothing beforehand.
     assert spent["default: learned controller"] == 120 == spent["default: random search, 40 trainings"]
     assert spent["default: hypergradient"] == 120
-    with pytest.raises(SystemExit):
-        experiment.main([*few.split(), "--episodes", "32"])
-    assert "--episodes must be 36 or more" in capsys.readouterr().err
+    for episodes in ("32", "41"):
+        with pytest.raises(SystemExit):
+            experiment.main([*few.split(), "--episodes", episodes])
+        assert "--episodes must be a multiple of 8" in capsys.readouterr().err
     assert spent["default: random search, 16 trainings"] == 48
     assert spent["anywhere: random actions"] == 0

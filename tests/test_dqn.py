@@ -64,7 +64,7 @@ def test_draws_from_the_replay_are_uniform():
 
 @pytest.mark.parametrize("number", [6, 9, 17, 40])
 def test_runs_from_the_replay_are_of_one_stream_and_uniform(number):
-    """Three streams by turns in a circle of 17: also where it has gone round, and where rows straddle its end."""
+    """Two streams by turns in a circle of 17: also where it has gone round, and where runs straddle its end."""
     length, stride, capacity = 3, 2, 17
     replay = empty_replay(jnp.int32(0), capacity)
     for item in range(number):
@@ -96,6 +96,8 @@ def test_refuses_more_than_the_replay_holds():
         add_to_replay(empty_replay(jnp.int32(0), 4), jnp.arange(5))
     with pytest.raises(ValueError, match="capacity"):
         empty_replay(jnp.int32(0), 0)
+    with pytest.raises(ValueError, match="capacity 4 never holds a run of 3 items, 2 apart"):
+        sample_runs(jax.random.key(0), empty_replay(jnp.int32(0), 4), 1, 3, stride=2)
 
 
 @pytest.mark.parametrize("temperature", [0.03, 1.0, 20.0])

@@ -159,6 +159,21 @@ def test_experience_that_does_not_fit_is_refused(known, scores, new, width, mess
         expected_scores(Experience(jnp.ones(known), jnp.ones(scores)), jnp.ones(new), width=width)
 
 
+@pytest.mark.parametrize("choose", [warm_start, jax.jit(warm_start)])
+def test_features_that_are_no_numbers_are_refused_and_not_answered(choose):
+    known, scores = jnp.array([[0.0], [9.0]]), jnp.array([[0.9, 0.5], [0.4, 0.8]])
+    # Known while a program around it is made, as well.
+    closed = jax.jit(lambda new: warm_start(Experience(known, scores), new, width=0.3))
+    assert int(closed(jnp.array([8.0]))) == 1 == int(choose(Experience(known, scores), jnp.array([8.0])))
+    with pytest.raises(ValueError, match="those of the new task are not all finite"):
+        warm_start(Experience(known, scores), jnp.array([jnp.nan]))
+    with pytest.raises(ValueError, match="those of earlier tasks are not all finite"):
+        warm_start(Experience(known.at[0].set(jnp.inf), scores), jnp.array([8.0]))
+    spoiled = Experience(known * jnp.nan, scores)
+    with pytest.raises(ValueError, match="those of earlier tasks"):
+        jax.jit(lambda new: warm_start(spoiled, new))(jnp.array([8.0]))
+
+
 # Extractors, and the switch between them.
 
 
@@ -209,12 +224,21 @@ def test_a_switch_chooses_by_the_features_of_a_task():
 def test_the_experiment_runs(shared, tmp_path):
     """For a few steps, on the real digits."""
     experiment = load_experiment("mnist_metafeatures")
-    sizes = "--seeds 1 --steps 4 --tasks 6".split()
-    experiment.main(["--data-dir", str(shared / "data" / "mnist"), "--out", str(tmp_path), *sizes])
-    (of_seed,) = json.loads((tmp_path / "result.json").read_text())["seeds"]
+    sizes = "--steps 4 --tasks 6 --maps 2".split()
+
+    def seeds(*options):
+        experiment.main(["--data-dir", str(shared / "data" / "mnist"), "--out", str(tmp_path), *sizes, *options])
+        return json.loads((tmp_path / "result.json").read_text())["seeds"]
+
+    two = seeds("--seeds", "2", "--jobs", "2")
+    (of_seed,) = seeds("--seeds", "1", "--first-seed", "1")
+    # Alone or beside another, a seed gives the same figures.
+    assert two[0] != two[1] == of_seed
     assert len(of_seed) == 5 and (tmp_path / "accuracy.png").stat().st_size > 0
     # Nothing was learned in four steps, and a perceptron from scratch knows a digit from fifty examples all the same.
     assert all(set(found) == {"1", "5", "10", "50"} for found in of_seed.values())
+    (chosen,) = json.loads((tmp_path / "result.json").read_text())["chosen"]
+    assert all(sum(found["times chosen"]) == 6 for of_way in chosen.values() for found in of_way.values())
     assert of_seed["scratch"]["50"] > 0.8 and of_seed["nearest example"]["50"] > 0.8
 
 

@@ -1,5 +1,6 @@
 """Seeds of an experiment, one after another or a few at a time."""
 
+import argparse
 import signal
 import subprocess
 import sys
@@ -13,9 +14,14 @@ from conftest import load_experiment
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
 
-@pytest.mark.parametrize(("jobs", "together"), [(1, 1), (2, 2), (5, 3)])
+def options(*words):
+    parser = argparse.ArgumentParser()
+    load_experiment("seeds").add_seeds(parser)
+    return parser.parse_args(words)
+
+
+@pytest.mark.parametrize(("jobs", "together"), [("1", 1), ("2", 2), ("5", 3)])
 def test_results_are_in_order_and_no_more_at_once_than_asked_for(jobs, together):
-    each_seed = load_experiment("seeds").each_seed
     # Nobody passes before so many are there: one too few at a time would wait until the time is over.
     barrier, lock, running, most = threading.Barrier(together), threading.Lock(), 0, 0
 
@@ -24,32 +30,50 @@ def test_results_are_in_order_and_no_more_at_once_than_asked_for(jobs, together)
         with lock:
             running += 1
             most = max(most, running)
-        if seed < together:
+        if seed < 7 + together:
             barrier.wait(timeout=60)
         with lock:
             running -= 1
         return seed * 10
 
-    assert each_seed(run_seed, 3, jobs) == [0, 10, 20]
+    given = options("--seeds", "3", "--first-seed", "7", "--jobs", jobs)
+    assert load_experiment("seeds").each_seed(run_seed, given) == [70, 80, 90]
     assert most == together
 
 
-def test_what_fails_in_a_thread_is_not_lost():
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_what_fails_is_not_lost_and_nothing_begins_after_it(jobs, failing):
+    begun, other = [], threading.Event()
+
     def run_seed(seed):
-        if seed == 1:
-            raise ValueError("of seed 1")
+        begun.append(seed)
+        if seed == failing:
+            raise ValueError(f"of seed {seed}")
+        # In threads the other one goes on until the test has seen that the failure did not wait for it.
+        assert jobs == "1" or other.wait(timeout=60)
         return seed
 
-    for jobs in (1, 2):
-        with pytest.raises(ValueError, match="of seed 1"):
-            load_experiment("seeds").each_seed(run_seed, 3, jobs)
+    with pytest.raises(ValueError, match=f"of seed {failing}"):
+        load_experiment("seeds").each_seed(run_seed, options("--seeds", "4", "--jobs", jobs))
+    other.set()
+    assert max(begun) <= 1
+
+
+@pytest.mark.parametrize("words", [["--seeds", "0"], ["--jobs", "0"], ["--jobs", "-1"]])
+def test_refuses_counts_below_one(words, capsys):
+    with pytest.raises(SystemExit):
+        options(*words)
+    assert f"1 or more is needed; given {words[1]}" in capsys.readouterr().err
 
 
 def test_an_interrupt_ends_the_program_while_threads_compute():
     lines = (
         "import threading",
         "from seeds import each_seed",
-        "each_seed(lambda seed: (print('begun', flush=True), threading.Event().wait()), 2, 2)",
+        "from argparse import Namespace",
+        "options = Namespace(first_seed=0, seeds=2, jobs=2)",
+        "each_seed(lambda seed: (seed or print('begun', flush=True), threading.Event().wait()), options)",
     )
     program = "\n".join(lines)
     with subprocess.Popen(

@@ -32,7 +32,7 @@ from jaxmeta.tuning.metafeatures import (
     statistical_features,
     task_features,
 )
-from jaxmeta.tuning.networks import Network, conv_net
+from jaxmeta.tuning.networks import Network, conv_net, outputs_in_parts
 from jaxmeta.tuning.optimizer_tasks import varied_mlp
 from jaxmeta.tuning.optimizer_training import optimizer_learner
 from jaxmeta.tuning.q_targets import Transition, n_step_transition, q_target
@@ -143,6 +143,7 @@ __all__ = [
     "network_of",
     "number_of_architectures",
     "optimizer_learner",
+    "outputs_in_parts",
     "pca_extractor",
     "pca_features",
     "possible_skips",

@@ -123,7 +123,7 @@ def dqn(
       capacity: Of the replay, in transitions.
       batch_size: Transitions in an update.
       updates: Of the network in an iteration.
-      learn_after: Transitions to be had before the first update.
+      learn_after: Transitions to be had before the first update; `steps_ahead` of every environment at least.
       target_rate: 1 with a `target_every` above 1 copies now and then, as Mnih et al. do; small, it averages.
       target_every: See target_rate.
       double: Whether the online network chooses the next action.

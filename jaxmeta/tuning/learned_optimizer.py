@@ -78,7 +78,7 @@ def mlp_optimizer(
 ) -> LearnedOptimizer:
     """Make a per-parameter perceptron that turns features of a parameter's gradients into its step.
 
-    `phi <- phi - step_size exp(s + h . p) (c . (g, m, m / sqrt(v)) + a (c' phi / r + d))`,
+    `phi <- phi - step_size exp(5 tanh((s + h . p) / 5)) (c . (g, m, m / sqrt(v)) + a (c' phi / r + d))`,
     `(d, s) = f(features; w)`, `theta = (c, c', h, w)`
 
     The features of each parameter: its gradient (logarithm and sign, and over the root of its second moments), momenta

@@ -23,6 +23,30 @@ class Network(NamedTuple):
     apply: Callable[..., jax.Array]
 
 
+def outputs_in_parts(network: Network, params: Any, inputs: jax.Array, *, part: int = 500) -> jax.Array:
+    """Compute the outputs of many examples, so many at a time: memory for hidden features of a part, not of all.
+
+    Args:
+      network: Which treats every example for itself.
+      params: Its parameters.
+      inputs: `[examples, ...]`.
+      part: Examples at a time.
+
+    Returns:
+      `[examples, outputs]`, without noise.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> network = conv_net(10, widths=(2,), hidden=4)
+      >>> images = jnp.ones([7, 8, 8, 3])
+      >>> outputs_in_parts(network, network.init(jax.random.key(0), images), images, part=3).shape
+      (7, 10)
+    """
+    if inputs.shape[0] <= part:
+        return network.apply(params, inputs)
+    return jax.lax.map(lambda example: network.apply(params, example[None])[0], inputs, batch_size=part)
+
+
 class _ConvNet(nn.Module):
     outputs: int
     widths: Sequence[int]

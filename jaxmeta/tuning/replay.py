@@ -97,13 +97,16 @@ def sample_runs(key: Key, replay: Replay, number: int, length: int, *, stride: i
 
     Args:
       key: Source of randomness.
-      replay: With `(length - 1) * stride + 1` items at least; its first run is drawn as often as any other.
+      replay: With `(length - 1) * stride + 1` items at least, which cannot be looked into under `jit`.
       number: How many runs to draw.
       length: Items in a run.
       stride: Where the items of several streams are stored by turns, their number; then a run is of one stream.
 
     Returns:
       Items, leaves `[number, length, ...]`, the oldest first. No run goes beyond what was stored last.
+
+    Raises:
+      ValueError: runs that are longer than the capacity.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -112,8 +115,13 @@ def sample_runs(key: Key, replay: Replay, number: int, length: int, *, stride: i
       [(1.0, 2.0), (10.0, 20.0)]
     """
     capacity = jax.tree.leaves(replay.items)[0].shape[0]
+    reach = stride * (length - 1)
+    if reach >= capacity:
+        raise ValueError(
+            f"A replay of capacity {capacity} never holds a run of {length} items, {stride} apart; make it larger."
+        )
     ahead = stride * jnp.arange(length)
     oldest = jnp.maximum(replay.count - capacity, 0)
     # By when they were stored, not by slot: a run may go on at the beginning of the circle.
-    first = jax.random.randint(key, [number], oldest, replay.count - stride * (length - 1))
+    first = jax.random.randint(key, [number], oldest, replay.count - reach)
     return jax.tree.map(lambda kept: kept[(first[:, None] + ahead) % capacity], replay.items)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -85,7 +86,7 @@ def fit_switch(
             "fit_switch needs features [tasks, features] and scores [tasks, choices], of two tasks and two choices or "
             f"more; given {list(jnp.shape(features))} and {list(jnp.shape(scores))}."
         )
-    if not isinstance(features, Tracer) and not bool(jnp.isfinite(features).all()):
+    if not isinstance(features, Tracer) and not np.isfinite(np.asarray(features)).all():
         raise ValueError("fit_switch needs features that are numbers; leave tasks out whose features are not finite.")
     spread = features.std(0)
     scale = jnp.where(spread > 1e-6, 1 / jnp.maximum(spread, 1e-6), 0.0)

@@ -18,7 +18,7 @@ from jaxmeta.inner import inner_loop
 from jaxmeta.losses import accuracy, cross_entropy
 from jaxmeta.metagrad import check_count, first_order
 from jaxmeta.tuning.environment import Environment, Outcome
-from jaxmeta.tuning.networks import Network
+from jaxmeta.tuning.networks import Network, outputs_in_parts
 from jaxmeta.tuning.ranges import Range, raws_of, value_of
 from jaxmeta.tuning.training import Hypers, check_domains, hyper_sgd, training_objective
 from jaxmeta.tuning.trees import choose
@@ -161,7 +161,7 @@ def training_environment(
             opt_state=state.opt_state,
             first_step=state.decisions * steps_between,
         )
-        outputs = network.apply(result.phi, data.query.inputs)
+        outputs = outputs_in_parts(network, result.phi, data.query.inputs)
         now = _measure(result.per_step, outputs, data.query)
         whole = jnp.stack([optax.tree.norm(result.phi), optax.tree.norm(result.opt_state), *now])
         diverged = ~jnp.isfinite(whole).all()

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 
 class Experience(NamedTuple):
@@ -34,7 +36,8 @@ def expected_scores(experience: Experience, features: jax.Array, *, width: float
       `[configurations]`; a configuration that was tried nowhere is minus infinity.
 
     Raises:
-      ValueError: shapes that do not fit, no task, or a width of 0 or less.
+      ValueError: shapes that do not fit, no task, a width of 0 or less, or (outside `jit`) features that are not
+        finite.
 
     Example:
       >>> experience = Experience(jnp.array([[0.0], [9.0]]), jnp.array([[0.9, 0.5], [0.4, 0.8]]))
@@ -52,6 +55,9 @@ def expected_scores(experience: Experience, features: jax.Array, *, width: float
         )
     if known.shape[0] < 1 or not width > 0:
         raise ValueError(f"expected_scores needs a task or more and a width > 0; given {known.shape[0]} and {width}.")
+    for whose, given in (("earlier tasks", known), ("the new task", features)):
+        if not isinstance(given, Tracer) and not np.isfinite(np.asarray(given)).all():
+            raise ValueError(f"expected_scores needs features that are numbers; those of {whose} are not all finite.")
     middle, spread = known.mean(0), known.std(0)
     # What is the same in all earlier tasks tells none of them from another.
     scale = jnp.where(spread > 1e-6, 1 / jnp.maximum(spread, 1e-6), 0.0)
