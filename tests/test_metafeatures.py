@@ -220,6 +220,23 @@ def test_a_switch_chooses_by_the_features_of_a_task():
         fit_switch(jax.random.key(0), Experience(jnp.ones([5, 2]), jnp.ones([5, 1])))
 
 
+def test_linear_maps_of_images():
+    planes = load_experiment("planes")
+    images = jnp.asarray(np.random.default_rng(0).random([3, 2, 28, 28]), jnp.float32)
+    maps = planes.linear_maps(np.random.default_rng(1), 3)
+    assert maps.shape == (24, 2, 2)
+    # Of none, quarter turns and mirror images exactly: each of the eight once.
+    found = [np.asarray(planes.mapped(images, plane)) for plane in maps[:8]]
+    expected = [np.rot90(side, turns, (2, 3)) for side in (images, images[..., ::-1]) for turns in range(4)]
+    assert (found[0] == images).all()
+    assert all(sum((one == other).all() for one in found) == 1 for other in expected)
+    # The others are near the first as far as they may reach, and nothing comes in from outside.
+    few = planes.linear_maps(np.random.default_rng(1), 9, reach=0.1, turned=False)
+    assert few.shape == (9, 2, 2) and 0.01 < np.abs(few[1:] - np.eye(2)).max() < 0.25
+    smaller = planes.mapped(jnp.ones([1, 28, 28]), 2 * np.eye(2, dtype=np.float32))
+    assert float(smaller[0, 0, 0]) == 0 and float(smaller[0, 14, 14]) == 1 and float(smaller.sum()) == 14**2
+
+
 @pytest.mark.slow
 def test_the_experiment_runs(shared, tmp_path):
     """For a few steps, on the real digits."""
