@@ -22,7 +22,7 @@ Reached   three seeds, test accuracy in %, means with 95 % intervals.
               the same, stopped by validation             43.4 +- 3.6, 43.8 +- 0.7
 
           The meta-network is above the default setting on each seed, by 2.9 +- 3.0 points, NOT clearly in this run, and
-          above the random search by 1.7 +- 1.2. It lowers the rates while training goes on; a random search that is
+          above the random search by 1.6 +- 1.2. It lowers the rates while training goes on; a random search that is
           told to is 1.1 +- 3.4 points above it. Against the best fixed rate it comes, from rates too small, to -0.8,
           +1.2 and +0.9 points on the three seeds; from rates too large to +0.9, +2.2 and +1.4. Re-weighting is 7.5 +-
           4.7 points above plain training, of 3000 steps both, which cost 2.5 times as many seconds with it, and it
