@@ -41,7 +41,7 @@ Chosen    that there are stages, and how many steps, on other seeds (10, 11); wh
           constant of the logarithm of the losses and the turned digits on seed 10, looking at tasks of the held-out
           digits, as were the schedule past the network, the maps of the training digits (by how hard their tasks are
           for Adam) and the mean of the weights. Earlier runs of seeds 0 to 2 were seen. The letters were not.
-Hardware  small: 28 minutes on two CPU cores with --jobs 2 beside other runs, 18 alone before the maps (asked: 20);
+Hardware  small: 28 minutes on two CPU cores with --jobs 2 beside other runs, 18 before the maps (asked: 20);
           full: one GPU.
 """
 
