@@ -69,7 +69,9 @@ def test_refuses_counts_below_one(words, capsys):
 
 def test_an_interrupt_ends_the_program_while_threads_compute():
     lines = (
-        "import threading",
+        "import signal, threading",
+        # Where the tests run in the background, interrupts are ignored by all that they start.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)",
         "from seeds import each_seed",
         "from argparse import Namespace",
         "options = Namespace(first_seed=0, seeds=2, jobs=2)",
@@ -81,5 +83,8 @@ def test_an_interrupt_ends_the_program_while_threads_compute():
     ) as process:
         assert process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130 and "Interrupted" in errors and "Traceback" not in errors
