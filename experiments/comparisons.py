@@ -40,6 +40,7 @@ def metanet(record: dict[str, Any]) -> Rows:
         ("rate 30 times too small, meta-network", "best fixed rate"),
         ("rate 30 times too large, meta-network", "best fixed rate"),
         ("flipped labels, re-weighting", "flipped labels, plain"),
+        ("flipped labels, re-weighting, stopped by validation", "flipped labels, plain, stopped by validation"),
     )
     for pair in pairs:
         if all(name in record["results"] for name in pair):
