@@ -76,9 +76,8 @@ CLASSES, BATCH_SIZE = 10, 64
 BEST, MEDIAN, LARGEST = "random, best by validation", "random, median", "the largest network"
 MEDIAN_OF = 5  # Random networks at least, even where the search has cost less.
 HYPERS = Hypers(0.05, momentum=0.9, weight_decay=3e-4)
-# Of the training of one network: at 0.05, and where the rate does not fall, large ones without normalisation vary from
-# start to start by more than networks differ.
-TRAINED = HYPERS._replace(learning_rate=0.03)
+# Every network is tried at each: large ones without normalisation need small rates, those that normalise large ones.
+RATES = (0.03, 0.1)
 DIFFERENCES = (
     ("first order", MEDIAN),
     ("second order", MEDIAN),
@@ -98,7 +97,7 @@ class Setting(NamedTuple):
     image_size: int = 16
     images: int = 10_000
     search_steps: int = 300
-    train_steps: int = 600
+    train_steps: int = 450
     rivals: int = 20  # At most; as many as the search has cost.
     starts: int = 3
     space: Space = Space()
@@ -149,27 +148,39 @@ class Trial(NamedTuple):
     seconds: float
 
 
-def trainer(architecture: Architecture, data: Data, setting: Setting) -> Callable[[int], Trial]:
-    """Compile the training of a network from a beginning that an integer draws, to its accuracies."""
+class Tried(NamedTuple):
+    """A network tried at each of the rates: the trial of the one that is best by validation, and what all cost."""
+
+    rate: float
+    best: Trial
+    seconds: float
+
+
+Train = Callable[[int, float], Trial]
+
+
+def trainer(architecture: Architecture, data: Data, setting: Setting) -> Train:
+    """Compile the training of a network from a beginning that an integer draws, at a rate, to its accuracies."""
     network = network_of(architecture, setting.space.widths[-1], CLASSES)
     optimizer = partial(falling_sgd, num_steps=setting.train_steps)
     solve = inner_loop(training_objective(network, BATCH_SIZE), optimizer, setting.train_steps)
 
     @jax.jit
-    def run(key, training: Batch):
+    def run(key, rate, training: Batch):
         key_init, key_steps = jax.random.split(key)
-        return solve(network.init(key_init, training.inputs[:1]), TRAINED, (), training, key_steps).phi
+        hypers = HYPERS._replace(learning_rate=rate)
+        return solve(network.init(key_init, training.inputs[:1]), hypers, (), training, key_steps).phi
 
     @jax.jit
     def judge(params, data: Data):
         return accuracy_of(network, params, data.validation), accuracy_of(network, params, data.test)
 
-    program = run.lower(jax.random.key(0), data.training).compile()
+    program = run.lower(jax.random.key(0), jnp.float32(0), data.training).compile()
 
-    def train(start: int) -> Trial:
+    def train(start: int, rate: float) -> Trial:
         with TIMED:
             began = time.perf_counter()
-            params = jax.block_until_ready(program(jax.random.key(start), data.training))
+            params = jax.block_until_ready(program(jax.random.key(start), jnp.float32(rate), data.training))
             seconds = time.perf_counter() - began
         validation, test = judge(params, data)
         return Trial(float(validation), float(test), seconds)
@@ -213,11 +224,19 @@ def largest(space: Space) -> Architecture:
     return Architecture((cell,) * space.cells, possible_skips(space))
 
 
-def judge(architecture: Architecture, train: Callable[[int], Trial], setting: Setting, seed: int) -> dict:
-    """Train a chosen network from several beginnings, none of them that by which it may have been chosen."""
-    trials = [train(1000 * (seed + 1) + start) for start in range(setting.starts)]
+def at_each_rate(train: Train, seed: int) -> Tried:
+    """Train from one beginning at every rate."""
+    trials = {rate: train(seed, rate) for rate in RATES}
+    best = max(trials, key=lambda rate: trials[rate].validation)
+    return Tried(best, trials[best], sum(trial.seconds for trial in trials.values()))
+
+
+def judge(architecture: Architecture, train: Train, rate: float, setting: Setting, seed: int) -> dict:
+    """Train a chosen network from several beginnings, none of them that by which it or its rate was chosen."""
+    trials = [train(1000 * (seed + 1) + start, rate) for start in range(setting.starts)]
     return {
         "architecture": architecture,
+        "rate": rate,
         "test": float(np.mean([trial.test for trial in trials])),
         "of_starts": [trial.test for trial in trials],
         "seconds": [trial.seconds for trial in trials],
@@ -229,32 +248,41 @@ def run_seed(arrays: dict, searches: dict[str, Callable], setting: Setting, seed
     data, record = divide(arrays, setting, seed), {"seed": seed}
     for name, search in searches.items():
         found, seconds, skipped = search(data, seed)
-        found = judge(found, trainer(found, data, setting), setting, seed)
-        record[name] = {**found, "search_seconds": seconds, "skipped": skipped}
+        if skipped > setting.search_steps / 2:
+            raise SystemExit(f"seed {seed}, {name}: the search has diverged, {skipped} of its steps were left out")
+        train = trainer(found, data, setting)
+        tried = at_each_rate(train, seed)
+        found = judge(found, train, tried.rate, setting, seed)
+        record[name] = {**found, "search_seconds": seconds, "rates_seconds": tried.seconds, "skipped": skipped}
         each = ", ".join(f"{100 * test:.1f}" for test in found["of_starts"])
-        print(f"seed {seed}, {name}: {each} % ({seconds:.0f} s of search) {found['architecture']}", flush=True)
-    # The search and one training of what it found, in trainings of random networks.
-    paid = record["second order"]["search_seconds"] + np.mean(record["second order"]["seconds"])
-    rng, rivals, tried, spent = np.random.default_rng(1000 + seed), [], [], 0.0
+        print(f"seed {seed}, {name}: {each} % at {tried.rate} ({seconds:.0f} s of search)", flush=True)
+        print(f"    {found['architecture']}", flush=True)
+    # The search and a training of what it found at each rate, in trainings of random networks at each.
+    paid = record["second order"]["search_seconds"] + record["second order"]["rates_seconds"]
+    rng, rivals, bought, spent = np.random.default_rng(1000 + seed), [], [], 0.0
     while len(rivals) < setting.rivals and (spent < paid or len(rivals) < MEDIAN_OF):
         architecture = random_architecture(rng, setting.space)
         train = trainer(architecture, data, setting)
-        trial = train(seed)
+        tried = at_each_rate(train, seed)
         if spent < paid:
-            tried.append((trial.validation, architecture, train))
-        spent += trial.seconds
-        rivals.append({"architecture": architecture, **trial._asdict()})
-        print(f"seed {seed}, random: {100 * trial.test:.1f} % ({trial.seconds:.0f} s) {architecture}", flush=True)
+            bought.append((tried.best.validation, architecture, train, tried.rate))
+        spent += tried.seconds
+        rivals.append(
+            {"architecture": architecture, "rate": tried.rate, **tried.best._asdict(), "seconds": tried.seconds}
+        )
+        reached = f"{100 * tried.best.test:.1f} % at {tried.rate} ({tried.seconds:.0f} s)"
+        print(f"seed {seed}, random: {reached} {architecture}", flush=True)
     record[MEDIAN] = {"test": float(np.median([rival["test"] for rival in rivals]))}
     if spent < paid:
         print(f"seed {seed}: {len(rivals)} random networks at most, and the search cost more", flush=True)
-    _, architecture, train = max(tried, key=lambda one: one[0])
-    best = judge(architecture, train, setting, seed)
-    record[BEST] = {**best, "of": len(tried), "paid": paid, "spent": spent}
+    _, architecture, train, rate = max(bought, key=lambda one: one[0])
+    best = judge(architecture, train, rate, setting, seed)
+    record[BEST] = {**best, "of": len(bought), "paid": paid, "spent": spent}
     large = largest(setting.space)
-    record[LARGEST] = judge(large, trainer(large, data, setting), setting, seed)
-    print(f"seed {seed}: largest {100 * record[LARGEST]['test']:.1f} %", flush=True)
-    print(f"seed {seed}: best of {len(tried)} random networks {100 * best['test']:.1f} %", flush=True)
+    train = trainer(large, data, setting)
+    record[LARGEST] = judge(large, train, at_each_rate(train, seed).rate, setting, seed)
+    print(f"seed {seed}: largest {100 * record[LARGEST]['test']:.1f} % at {record[LARGEST]['rate']}", flush=True)
+    print(f"seed {seed}: best of {len(bought)} random networks {100 * best['test']:.1f} %", flush=True)
     return record | {"rivals": rivals}
 
 

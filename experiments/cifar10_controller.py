@@ -126,6 +126,11 @@ class Setting(NamedTuple):
         """Those of the meta-network that cost what the controller does."""
         return (self.episodes - CANDIDATES * self.num_environments) // (DIFFERENTIATED * self.starts)
 
+    @property
+    def trainings_by_gradient(self) -> int:
+        """Trainings that the steps of the meta-network and the trials of its candidates cost."""
+        return self.meta_steps * DIFFERENTIATED * self.starts + CANDIDATES * self.num_environments
+
 
 FULL = Setting(32, (64, 128), 512, 45000, 5000, 10000, 128, 50, 50, 32, 2048, 32, 16)
 CHANGES = ("image_size", "train", "validation", "test", "num_decisions", "steps_between", "episodes")
@@ -326,7 +331,7 @@ def contenders(play, network: PyTree, searched: dict[int, np.ndarray], by_gradie
         "learned controller": (of("learned"), many * a_training),
         "random actions": (of("at random"), 0),
         "left as it begins": (of("left alone"), 0),
-        "hypergradient": (by_gradient, many * a_training),
+        "hypergradient": (by_gradient, setting.trainings_by_gradient * a_training),
     } | {
         f"random search, {number} trainings": (of("left alone", start), number * a_training)
         for number, start in searched.items()

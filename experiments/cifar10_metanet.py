@@ -121,14 +121,14 @@ class Setting(NamedTuple):
     batch_size: int = 64
     round_steps: int = 20
     judged: int = 500
-    meta_steps: int = 14
+    meta_steps: int = 13
     starts: int = 2
     meta_rate: float = 0.15
     max_norm: float = 0.3
     max_rise: float = 0.15
     trials: int = 6
     tried: int = 8
-    noisy_steps: int = 3000
+    noisy_steps: int = 2500
     weighed_by: int = 64
 
     @property
@@ -396,6 +396,7 @@ DIFFERENCES = (
     ("meta-network", "random search"),
     ("meta-network", "random search, falling rates"),
     ("meta-network, online", "default"),
+    ("meta-network, online", "random search"),
     ("rate 30 times too small, meta-network", "best fixed rate"),
     ("rate 30 times too large, meta-network", "best fixed rate"),
     ("flipped labels, re-weighting", "flipped labels, plain"),

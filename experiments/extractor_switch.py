@@ -20,8 +20,8 @@ Reached   two seeds only, accuracy in % over all tasks: it is NOT above every si
               switch                   70.2      71.2
               best on each task        78.6      76.1
 
-          Classes of the second part, three of every source, are few to learn from which extractor suits what; nor does
-          the best single one on them stay the best.
+          Classes of the second part, of digits and photographs three each, are few to learn from which extractor suits
+          what; nor does the best single one on them stay the best.
 Setting   a task: three classes of digits, of letters of many scripts, or of photographs in grey, all 28x28, with 1, 3
           or 10 examples a class. The classes are in three parts, of digits and photographs by the seed: Conv-4 and
           ResNet-12 are trained on the first, the switch is fitted to tasks of the second, all are judged on the third.

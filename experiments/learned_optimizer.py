@@ -61,7 +61,18 @@ import optax
 from planes import linear_maps, mapped
 from seeds import add_seeds, each_seed
 
-from jaxmeta import METAGRADS, ClassPool, EpisodeSpec, TaskSource, exact, fit, init_train_state, make_train_step, pes
+from jaxmeta import (
+    METAGRADS,
+    ClassPool,
+    EpisodeSpec,
+    TaskSource,
+    exact,
+    fit,
+    init_train_state,
+    make_train_step,
+    nres,
+    pes,
+)
 from jaxmeta.base import Estimator, MetaLearner
 from jaxmeta.data import DataError, load_glyphs, load_mnist, sample_episodes
 from jaxmeta.dispatch import compile_steps
@@ -84,19 +95,22 @@ RIVALS: dict[str, tuple[Callable, np.ndarray]] = {
 class Setting:
     horizon: int = 500  # Judged after a fifth of it, all of it and five times as much.
     unroll: int = 20
-    steps: int = 400  # Outer steps of PES; back-propagation, which costs more, takes a third of them.
+    steps: int = 900  # Outer steps by evolution strategies.
+    differentiated: int = 100  # Outer steps by back-propagation, each of which costs more.
     tasks: int = 8
     stages: int = 4  # After each the weights are kept; which of them is judged, training tasks say.
     pairs: int = 4
-    rate: float = 3e-3
-    log_above: float = 0.03  # Losses below it count little.
+    rate: float = 3e-3  # The LSTM takes a third of it.
+    log_above: float = 0.3  # Losses below it count little.
     judged_tasks: int = 64  # And as many of training to tune the rates of the rivals on.
     hidden: tuple[int, ...] = (16, 16)
     units: tuple[int, ...] = (8,)
     batch_size: int = 32
 
 
-FULL = Setting(steps=5000, tasks=32, pairs=8, rate=1e-3, judged_tasks=256, hidden=(32, 32), units=(20,))
+FULL = Setting(
+    steps=5000, differentiated=1500, tasks=32, pairs=8, rate=1e-3, judged_tasks=256, hidden=(32, 32), units=(20,)
+)
 
 
 def make_sources(data_dir: Path | None) -> tuple[TaskSource, dict[str, TaskSource]]:
@@ -184,6 +198,7 @@ class Contender(NamedTuple):
     options: dict  # Of `optimizer_learner`.
     estimator: Estimator
     steps: int
+    rate: float
     horizon: int  # Steps of the trainings that it is trained on.
 
 
@@ -194,22 +209,24 @@ def contenders(setting: Setting) -> dict[str, Contender]:
     )
     lstm = lstm_optimizer(hidden=setting.units, step_size=0.01, horizon=setting.horizon)
     short = {"num_unrolls": setting.horizon // 5 // setting.unroll}
-    by_pes = pes(num_pairs=setting.pairs, num_unrolls=setting.horizon // setting.unroll)
+    evolved = {"num_pairs": setting.pairs, "num_unrolls": setting.horizon // setting.unroll}
     guarded = skip_diverged(exact(), max_norm=1.0)
-    fewer, fifth = max(1, setting.steps // 3), setting.horizon // 5
+    fewer, fifth = min(setting.steps, setting.differentiated), setting.horizon // 5
+    rate, horizon = setting.rate, setting.horizon
     return {
-        "MLP, PES": Contender(mlp, {}, by_pes, setting.steps, setting.horizon),
-        "LSTM, PES": Contender(lstm, {}, by_pes, setting.steps, setting.horizon),
-        "MLP, full unrolls": Contender(short_mlp, short, guarded, fewer, fifth),
-        "MLP, truncated": Contender(short_mlp, {**short, "truncate": True}, guarded, fewer, fifth),
+        "MLP, NRES": Contender(mlp, {}, nres(**evolved), setting.steps, rate, horizon),
+        "LSTM, NRES": Contender(lstm, {}, nres(**evolved), setting.steps, rate / 3, horizon),
+        "MLP, PES": Contender(mlp, {}, pes(**evolved), setting.steps, rate, horizon),
+        "MLP, full unrolls": Contender(short_mlp, short, guarded, fewer, rate, fifth),
+        "MLP, truncated": Contender(short_mlp, {**short, "truncate": True}, guarded, fewer, rate, fifth),
     }
 
 
 def trainer(contender: Contender, source: TaskSource, setting: Setting) -> Callable:
     """Make `(theta, key) -> theta after each stage, metrics on the way`, which compiles once for all seeds."""
-    optimizer, options, estimator, steps, _ = contender
+    optimizer, options, estimator, steps, rate, _ = contender
     learner = learner_of(optimizer.transform, optimizer.init, setting, **options)
-    rates = optax.cosine_decay_schedule(setting.rate, steps, 0.05)
+    rates = optax.cosine_decay_schedule(rate, steps, 0.05)
     outer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rates))
     train_step = make_train_step(learner, outer, estimator=estimator)
     programs = []
@@ -273,11 +290,13 @@ def run_seed(seed: int, sources, trained: dict[str, tuple[Contender, Callable]],
         best = {steps: float(rates[tuned[:, point].argmin()]) for steps, point in columns(setting).items()}
         result["rates"][name] = best
         for where, episodes in judged.items():
-            curves = loss_curves(make, [np.float32(rate) for rate in best.values()], episodes, key_curves, setting)
-            row = {steps: losses_at(curves, setting, place)[steps] for place, steps in enumerate(best)}
+            tried = sorted(set(best.values()))
+            curves = loss_curves(make, [np.float32(rate) for rate in tried], episodes, key_curves, setting)
+            places = {steps: tried.index(rate) for steps, rate in best.items()}
+            row = {steps: losses_at(curves, setting, place)[steps] for steps, place in places.items()}
             result["loss"][where][name] = row
             if where == first:
-                for place, steps in enumerate(best):
+                for steps, place in places.items():
                     keep(f"{name} tuned for {steps}", curves, place)
         result["seconds"][name] = round(time.time() - began, 1)
         print(f"seed {seed}: {name} {result['loss'][first][name]} at rates {best}", flush=True)
@@ -294,12 +313,14 @@ def run_seed(seed: int, sources, trained: dict[str, tuple[Contender, Callable]],
         begin = optimizer.as_adam(optimizer.init(key_init), result["rates"]["Adam"][setting.horizon])
         thetas, rows = train(begin, key_fit)
         # Chosen on the tasks that the rates of the rivals are; twice as far too, or what is about to diverge is kept.
-        tried = loss_curves(optimizer.transform, thetas, tuning, key_curves, setting, length=2)["loss"].mean(1)
+        far = 2 if horizon == setting.horizon else 1
+        tried = loss_curves(optimizer.transform, thetas, tuning, key_curves, setting, length=far)["loss"].mean(1)
         points = [max(steps // setting.unroll, 1) - 1 for steps in (horizon // 5, horizon, 2 * horizon)]
         kept = int(np.log(tried[:, points] + 1e-3).mean(1).argmin())
         result["stages"][name] = kept + 1
         for where, episodes in judged.items():
-            curves = loss_curves(optimizer.transform, [thetas[kept]], episodes, key_curves, setting)
+            length = 5 if where == first else far
+            curves = loss_curves(optimizer.transform, [thetas[kept]], episodes, key_curves, setting, length)
             result["loss"][where][name] = losses_at(curves, setting)
             if where == first:
                 keep(name, curves)

@@ -1,4 +1,4 @@
-"""Meta-features, a meta-model and a learned optimiser over ten tasks of MNIST, against training from scratch.
+"""Meta-features, and a meta-model with learned rates, over ten tasks of MNIST, against training from scratch.
 
 Task      of each digit: which of these is it, and which is one of three others? The tasks of 0 to 3 and 5 are for the
           training stage; by those of 4, which the meta-model has not been trained on, configurations are chosen. Each

@@ -175,7 +175,7 @@ def _refuse_idle(config: Config) -> None:
         )
     if config.dataset == "sinusoid" and config.data_dir is not None:
         raise ConfigError(f"--dataset sinusoid reads no data: leave out --data-dir; given {config.data_dir}.")
-    if config.estimator in ("evolution", "pes") and config.metagrad != Config.metagrad:
+    if config.estimator in ("evolution", "pes", "nres") and config.metagrad != Config.metagrad:
         raise ConfigError(f"--estimator {config.estimator} differentiates nothing: leave out --metagrad.")
     if config.dataset == "sinusoid" and (config.augment or config.episodes != Config.episodes):
         raise ConfigError("--augment and --episodes varying are for images: leave them out with --dataset sinusoid.")

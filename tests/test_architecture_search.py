@@ -202,14 +202,41 @@ def test_the_search_finds_the_width_that_is_enough(lookahead):
     assert read_off(state.scores, space).cells[0].width == 4
 
 
+def test_what_smooths_training_is_not_what_a_network_is_judged_by():
+    """Nor are weights of training examples looked up for those of validation."""
+    every, data = linear_problem()
+    weighed = jnp.array([0.0, 0.0, 9.0])
+    plain, smooth = (
+        architecture_search(every, hypers, batch_size=4)
+        for hypers in (Hypers(0.0), Hypers(0.0, label_smoothing=0.5, augmentation=1.0, example_weights=weighed))
+    )
+    training, key = jax.tree.map(lambda leaf: leaf[:3], data), jax.random.key(3)
+    losses = [search.step(search.init(KEY, data.inputs), training, data, key)[1]["loss"] for search in (plain, smooth)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    with pytest.raises(ValueError, match="no dropout to set; given hypers with 0.1"):
+        architecture_search(every, Hypers(0.1, dropout=0.1), batch_size=4)
+
+
+@pytest.mark.parametrize("side", [1, 3])
+def test_images_too_small_for_the_cells_are_refused(side):
+    inputs = jnp.zeros([1, side, 8, 1])
+    architecture = random_architecture(np.random.default_rng(0), SPACE)
+    for init in (supernet(SPACE, 2).init, network_of(architecture, 2, 2).init):
+        with pytest.raises(ValueError, match=rf"2 cells halve .*4x4 or more; given {side}x8"):
+            init(KEY, inputs)
+
+
 def test_scores_stay_where_they_are_while_the_loss_is_no_number():
     every, data = linear_problem()
-    search = architecture_search(every, Hypers(1e30), batch_size=4)
+    search = architecture_search(every, Hypers(float("inf")), batch_size=4)
     state = search.init(KEY, data.inputs)
     step = jax.jit(search.step)
     for number in range(3):
         state, metrics = step(state, data, data, jax.random.key(number))
-    assert int(metrics["skipped"]) >= 1
+    # Every step is too large, none is taken, and all are counted.
+    assert int(metrics["skipped"]) == 3
+    for before, after in zip(*map(jax.tree.leaves, (search.init(KEY, data.inputs).params, state.params)), strict=True):
+        np.testing.assert_array_equal(before, after)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.scores))
     with pytest.raises(ValueError, match="lookahead of 0 or more; given -1"):
         architecture_search(every, Hypers(0.1), batch_size=4, lookahead=-1)

@@ -21,6 +21,7 @@ from jaxmeta import (
     inner_sgd,
     maml,
     mixed_mode,
+    nres,
     pes,
     truncated,
     unrolled,
@@ -167,12 +168,13 @@ def test_comparison_of_estimators():
         "exact": exact(),
         "es": evolution(std=0.02, num_pairs=4),
         "pes": pes(std=0.02, num_pairs=4, num_unrolls=2),
+        "nres": nres(std=0.02, num_pairs=4, num_unrolls=2),
         "forgetful": evolution(std=0.02, num_pairs=4, num_unrolls=2),
     }
     problem = small_problem(num_steps=2, num_unrolls=2, optimizer=inner_sgd(lambda theta: theta["rate"]))
     rows = {row.name: row for row in compare_estimators(problem, candidates, num_samples=200, rounds=1)}
     assert rows["exact"].variance < 1e-10 and rows["exact"].bias < 1e-4
-    for name in ("es", "pes"):
+    for name in ("es", "pes", "nres"):
         assert rows[name].bias < 2 * rows[name].bias_noise and rows[name].variance > 0.05
     assert rows["forgetful"].bias > 4 * rows["forgetful"].bias_noise
 

@@ -50,3 +50,20 @@ def test_another_run_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
     assert "| meta-model, examples a class: 1 | from scratch | +10.0 +- 0.0 points | 2 | 1, 1 core |" in row
     with pytest.raises(KeyError):
         tables.compare("mnist", tmp_path / "result.json", "1 core")
+
+
+def test_learned_optimizers_on_what_they_are_judged_on():
+    """Only those that were run, letters no further than 500 steps; a name that has no place is not left out."""
+    reader = load_experiment("comparisons").learned_optimizer
+    losses = {"Adam": {"100": 0.3, "500": 0.1, "2500": 0.01}, "MLP, NRES": {"100": 0.2, "500": 0.05, "2500": 0.02}}
+    losses["MLP, truncated"] = losses["MLP, NRES"]
+    rows = list(reader({"runs": [{"loss": {"digits": losses, "letters": losses}}] * 2}))
+    assert [row.what for row in rows] == [
+        *(f"digits, MLP, NRES: loss after {steps} steps" for steps in (100, 500, 2500)),
+        "digits, MLP, truncated: loss after 100 steps",
+        *(f"letters, MLP, NRES: loss after {steps} steps" for steps in (100, 500)),
+        "letters, MLP, truncated: loss after 100 steps",
+    ]
+    assert rows[1].figures == [0.05, 0.05] and rows[1].others == [0.1, 0.1]
+    with pytest.raises(ValueError, match="No row is made of LSTM, PES"):
+        list(reader({"runs": [{"loss": {"digits": losses | {"LSTM, PES": {}}}}]}))

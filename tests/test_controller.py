@@ -304,7 +304,8 @@ def test_the_experiment_runs(tmp_path, capsys):
     spent = {name: row["gradient_steps_before"] for name, row in result["seeds"][0]["judged"].items()}
     # Trainings of three steps each; random actions cost nothing beforehand.
     assert spent["default: learned controller"] == 120 == spent["default: random search, 40 trainings"]
-    assert spent["default: hypergradient"] == 120
+    # One step of two starts, each at the price of six, and three candidates tried in eight trainings each.
+    assert spent["default: hypergradient"] == 3 * (2 * 6 + 3 * 8)
     for episodes in ("32", "41"):
         with pytest.raises(SystemExit):
             experiment.main([*few.split(), "--episodes", episodes])

@@ -194,6 +194,16 @@ def test_a_bandits_values_and_how_often_each_arm_is_pulled():
     np.testing.assert_allclose(pulled, softmax(means / temperature), atol=0.05)
 
 
+def test_a_seed_decides_what_is_lived_through_and_learned():
+    options = {"temperature": 0.4, "batch_size": 8, "num_environments": 4, "capacity": 40}
+    learner = dqn(bandit([0.1, 0.9], noise=0.3), mlp(2, hidden=(4,)), optax.sgd(0.3), **options)
+    states = (train_dqn(learner, 12, seed)[0] for seed in (0, 0, 1))
+    first, again, other = (jax.tree.leaves((state.params, state.replay.items)) for state in states)
+    for one, same in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, same)
+    assert any((one != another).any() for one, another in zip(first, other, strict=True))
+
+
 def test_a_policy_draws_with_its_probabilities():
     learner = dqn(bandit([0.0] * 4), mlp(4, hidden=()), optax.sgd(0.1))
     state = jax.jit(learner.init)(jax.random.key(0), ())

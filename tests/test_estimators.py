@@ -22,6 +22,7 @@ from jaxmeta import (
     make_train_step,
     maml,
     mlp,
+    nres,
     pes,
     truncated,
     unrolled,
@@ -34,6 +35,7 @@ CASES = {
     "exact": exact(),
     "evolution": evolution(num_pairs=2),
     "pes": pes(num_pairs=2, num_unrolls=2),
+    "nres": nres(num_pairs=2, num_unrolls=2),
     "bootstrapped": bootstrapped(),
 }
 
@@ -127,11 +129,12 @@ def samples_over_time(estimator, problem, num_tasks, rounds):
     return np.asarray(gradients).reshape(rounds, problem.num_unrolls, -1).mean(1)
 
 
-def test_pes_is_unbiased_where_truncation_is_not(x64):
+@pytest.mark.parametrize("persist", [pes, nres])
+def test_persistent_is_unbiased_where_truncation_is_not(x64, persist):
     """Four unrolls of one step each; truncated estimates see one step only."""
     problem = linear_problem(num_steps=1, num_unrolls=4)
     expected = np.asarray(jax.grad(meta_loss_of(problem))(problem.theta))
-    persistent = pes(std=0.3, num_pairs=2, num_unrolls=4, stagger=False)
+    persistent = persist(std=0.3, num_pairs=2, num_unrolls=4, stagger=False)
     samples = samples_over_time(persistent, problem, 50, 400)
     assert (standard_errors(samples, expected) < 4).all()
     forgetful = samples_over_time(evolution(std=0.3, num_pairs=2, num_unrolls=4), problem, 50, 400)
@@ -144,11 +147,73 @@ def test_pes_is_unbiased_where_truncation_is_not(x64):
     assert np.linalg.norm(short - full) > 0.3 * np.linalg.norm(full)
 
 
-def test_staggered_pes_is_unbiased_after_its_first_round(x64):
+@pytest.mark.parametrize("persist", [pes, nres])
+def test_staggered_is_unbiased_after_its_first_round(x64, persist):
     problem = linear_problem(num_steps=1, num_unrolls=4)
     expected = np.asarray(jax.grad(meta_loss_of(problem))(problem.theta))
-    samples = samples_over_time(pes(std=0.3, num_pairs=2, num_unrolls=4), problem, 50, 401)[1:]
+    samples = samples_over_time(persist(std=0.3, num_pairs=2, num_unrolls=4), problem, 50, 401)[1:]
     assert (standard_errors(samples, expected) < 4).all()
+
+
+def test_one_noise_for_a_task_varies_less(x64):
+    """Each step adds a theta of its own: that of the n-th unroll's estimate is n times larger where noises add up."""
+
+    def objective(phi, theta, state, data, key):
+        # A step of rate 1 counts on, and adds the theta of that step.
+        place = jax.lax.stop_gradient(phi["place"]).astype(jnp.int32)
+        return -phi["place"] - phi["sum"] * theta[place], ()
+
+    problem = Problem(
+        objective,
+        lambda phi, theta, state, data, key: (phi["sum"], ()),
+        jnp.zeros(8),
+        inner_sgd(1.0),
+        1,
+        start=lambda theta: {"place": jnp.zeros(()), "sum": jnp.zeros(())},
+        outer_data=jnp.zeros(1),
+        num_unrolls=8,
+    )
+    expected = np.arange(8, 0, -1) / 8
+    variances = []
+    for kind in (pes, nres):
+        samples = samples_over_time(kind(std=0.1, num_pairs=1, num_unrolls=8, stagger=False), problem, 20, 400)
+        assert (standard_errors(samples, expected) < 4).all()
+        variances.append(samples.var(0).sum())
+    assert variances[1] < variances[0] / 3
+
+
+def test_a_task_that_begins_in_the_middle_has_its_noise_at_once():
+    """All begin with an age of their own; none of the first estimates is 0, as it would be without a noise."""
+    problem = linear_problem(num_steps=1, num_unrolls=4)
+    learner, estimator = learner_of(problem), nres(std=0.3, num_unrolls=4)
+    episodes = Episode((), jnp.stack([problem.outer_data]))
+    for key in jax.random.split(KEY, 8):
+        state = estimator.init(key, learner, problem.theta, (), episodes)
+        _, gradient, kept = estimator.value_and_grad(learner, problem.theta, (), state, episodes, key[None], 0)
+        assert (gradient != 0).all()
+        if state.unrolls[0] > 0:
+            np.testing.assert_array_equal(kept.noise, state.noise)
+
+
+@pytest.mark.parametrize("persist", [pes, nres])
+def test_persistent_follows_a_theta_that_moves(x64, persist):
+    """Descending between unrolls, as they are used, to where the exact gradient of the meta-loss is 0."""
+    problem = linear_problem(num_steps=1, num_unrolls=4)
+    learner, estimator = learner_of(problem), persist(std=0.1, num_pairs=4, num_unrolls=4)
+    loss = meta_loss_of(problem)
+    best = problem.theta - jnp.linalg.solve(jax.hessian(loss)(problem.theta), jax.grad(loss)(problem.theta))
+    episodes = Episode((), jnp.stack([problem.outer_data] * 20))
+
+    def step(carry, index):
+        theta, state = carry
+        keys = jax.random.split(jax.random.fold_in(KEY, index), 20)
+        _, gradient, state = estimator.value_and_grad(learner, theta, (), state, episodes, keys, 0)
+        return (theta - 0.2 * gradient, state), theta
+
+    first = problem.theta, estimator.init(KEY, learner, problem.theta, (), episodes)
+    _, thetas = jax.lax.scan(step, first, jnp.arange(1000))
+    assert jnp.linalg.norm(problem.theta - best) > 0.3
+    np.testing.assert_allclose(thetas[500:].mean(0), best, atol=0.05)
 
 
 def test_pes_begins_its_tasks_at_different_unrolls():
@@ -263,8 +328,12 @@ def test_a_state_of_another_estimator_is_refused():
     problem, episodes = linear_problem(), Episode((), jnp.ones([1, 3]))
     learner = learner_of(problem)
     state = pes(num_pairs=2).init(KEY, learner, problem.theta, (), episodes)
-    for estimator_state, estimator in ((state, pes(num_pairs=3)), ((), pes(num_pairs=3))):
-        with pytest.raises(ValueError, match="state is not that of pes with num_pairs=3"):
+    for estimator_state, estimator in (
+        (state, pes(num_pairs=3)),
+        ((), pes(num_pairs=3)),
+        (state, nres(num_pairs=2)),
+    ):
+        with pytest.raises(ValueError, match="state is not that of (pes with num_pairs=3|nres with num_pairs=2)"):
             estimator.value_and_grad(learner, problem.theta, (), estimator_state, episodes, KEY[None], 0)
     with pytest.raises(ValueError, match=r"Estimator, as exact\(\)"):
         make_train_step(learner, optax.sgd(0.1), estimator="pes")

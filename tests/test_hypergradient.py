@@ -281,15 +281,24 @@ def test_a_seed_decides_everything():
     assert float(first[1].loss[-1]) != float(other[1].loss[-1])
 
 
-def test_rounds_go_on_where_they_stopped_and_map_over_seeds():
-    tuner, start = quadratic_tuner(averaged_rounds=2), valley_start()
+@pytest.mark.parametrize("make", [learned_values, meta_network])
+def test_rounds_go_on_where_they_stopped_and_map_over_seeds(make):
+    """A meta-network sees the progress, which is that of the whole run."""
+    tuner, start = quadratic_tuner(make, averaged_rounds=2), valley_start(make)
     run = partial(tune, tuner, start, 1.0, 1.0)
-    part = jax.jit(partial(tune, tuner, num_rounds=3))
+    part = jax.jit(partial(tune, tuner, num_rounds=3, total_rounds=6))
     keys = jax.random.split(jax.random.key(1), 3)
     state = part(part(start, 1.0, 1.0, keys[1])[0], 1.0, 1.0, keys[1])[0]
     mapped, _ = jax.jit(jax.vmap(partial(run, num_rounds=6)))(keys)
     for of_all, alone in zip(jax.tree.leaves(mapped), jax.tree.leaves(state), strict=True):
         np.testing.assert_allclose(of_all[1], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_more_rounds_than_there_are_in_all_are_refused():
+    tuner = quadratic_tuner()
+    start = valley_start()._replace(round=jnp.int32(4))
+    with pytest.raises(ValueError, match="3 rounds after 4, more than total_rounds=6"):
+        tune(tuner, start, 1.0, 1.0, jax.random.key(0), num_rounds=3, total_rounds=6)
 
 
 def test_the_mean_of_rounds_is_what_is_judged(x64):

@@ -468,6 +468,6 @@ def test_the_experiment_runs(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_the_experiment_runs_with_all_contenders(monkeypatch, tmp_path):
     record = run_experiment(monkeypatch, tmp_path, "--seeds", "2")
-    check_record(record, ["MLP, PES", "LSTM, PES", "MLP, full unrolls", "MLP, truncated"], 2)
+    check_record(record, ["MLP, NRES", "LSTM, NRES", "MLP, PES", "MLP, full unrolls", "MLP, truncated"], 2)
     first, second = (run["loss"]["letters"]["MLP, PES"]["25"] for run in record["runs"])
     assert first != second

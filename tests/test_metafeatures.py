@@ -100,6 +100,15 @@ def test_a_switch_refuses_features_that_are_no_numbers():
     features, scores = jnp.ones([3, 2]).at[1, 0].set(jnp.nan), jnp.ones([3, 2])
     with pytest.raises(ValueError, match="leave tasks out whose features are not finite"):
         fit_switch(jax.random.key(0), Experience(features, scores))
+    with pytest.raises(ValueError, match="NaN for a choice that was not tried; some are infinite"):
+        fit_switch(jax.random.key(0), Experience(jnp.ones([3, 2]), scores.at[0, 0].set(jnp.inf)))
+    known = jnp.array([[-1.0], [-0.9], [0.9], [1.0]])
+    switch = fit_switch(jax.random.key(0), Experience(known, jnp.array([[1.0, 0.0]] * 2 + [[0.0, 1.0]] * 2)))
+    with pytest.raises(ValueError, match="those given are not all finite"):
+        choice_probabilities(switch, jnp.array([jnp.nan]))
+    # Where nothing can be refused, it is as a task in the middle would be.
+    choose = jax.jit(lambda features: choice_probabilities(switch, features))
+    np.testing.assert_allclose(choose(jnp.array([jnp.inf])), choose(jnp.zeros(1)), rtol=1e-6)
 
 
 def test_principal_components_of_a_task(data):
@@ -169,6 +178,9 @@ def test_features_that_are_no_numbers_are_refused_and_not_answered(choose):
         warm_start(Experience(known, scores), jnp.array([jnp.nan]))
     with pytest.raises(ValueError, match="those of earlier tasks are not all finite"):
         warm_start(Experience(known.at[0].set(jnp.inf), scores), jnp.array([8.0]))
+    # Where nothing can be refused, it is as a task in the middle would be.
+    traced = jax.jit(lambda new: expected_scores(Experience(known, scores), new, width=0.3))
+    np.testing.assert_allclose(traced(jnp.array([jnp.nan])), traced(jnp.array([4.5])), rtol=1e-6)
     spoiled = Experience(known * jnp.nan, scores)
     with pytest.raises(ValueError, match="those of earlier tasks"):
         jax.jit(lambda new: warm_start(spoiled, new))(jnp.array([8.0]))

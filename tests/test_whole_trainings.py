@@ -135,6 +135,20 @@ def test_a_step_follows_the_mean_of_what_the_starts_say_each_cut(max_norm):
     assert np.ptp(norms[0]) > 0.3 and state.steps == 1
 
 
+def test_a_key_decides_what_is_learned():
+    controller = learned_values({"learning_rate": RATE}, Hypers(0.2))
+    train = whole_training(
+        as_objective(noisy_square), noisy_square, controller, num_rounds=2, num_steps=2, averaged_rounds=0
+    )
+    init, step = learn_over_trainings(train, noisy_square, controller, optax.sgd(0.1))
+    step, begin = jax.jit(step), init(controller.init(KEY))
+    first, again, other = (
+        float(step(begin, jnp.zeros(1), 1.0, 1.0, jax.random.key(seed))[0].theta["raw"]["learning_rate"])
+        for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
 def test_a_start_that_diverges_stops_the_step_and_is_counted():
     controller = learned_values({"learning_rate": RATE}, Hypers(0.2))
     train = trained_by(controller, num_rounds=2, num_steps=1, averaged_rounds=0)
@@ -168,6 +182,23 @@ def test_a_step_too_far_is_taken_back_and_the_next_are_smaller():
     lower = controller.retreat({"raw": {"learning_rate": (first + far) / 2}})["raw"]["learning_rate"]
     np.testing.assert_allclose(back, ((first + far) / 2 + lower) / 2, rtol=1e-5)
     assert (states[2].shrunk, states[2].diverged, states[2].skipped) == (0.5, 0, 1)
+
+
+def test_a_best_loss_that_was_luck_does_not_hold_learning_back_for_ever():
+    """The first loss is 1 lower than any that can follow; what is too far is half as far each time."""
+    controller = learned_values({"learning_rate": RATE}, Hypers(0.05))
+    train = trained_by(controller, num_rounds=2, num_steps=1, averaged_rounds=0)
+
+    def shifted(params, data, key):
+        return half_square(params, 1.0, key) + data
+
+    init, step = learn_over_trainings(train, shifted, controller, optax.adam(0.3), max_rise=0.2)
+    step, state, skipped = jax.jit(step), init(controller.init(jax.random.key(0))), []
+    for luck in (-1.0, *[0.0] * 24):
+        state, _ = step(state, jnp.zeros(1), 1.0, luck, jax.random.key(0))
+        skipped.append(int(state.skipped))
+    assert 2 <= skipped[-1] == skipped[5] <= 4
+    assert controller.hypers(state.theta, None).learning_rate > 0.3
 
 
 def test_steps_are_as_large_as_their_schedule_says():

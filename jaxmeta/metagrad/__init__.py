@@ -4,7 +4,7 @@ from functools import partial
 
 from jaxmeta.metagrad.bootstrapped import bootstrapped
 from jaxmeta.metagrad.estimators import exact, mean_over_tasks, skip_diverged
-from jaxmeta.metagrad.evolution import evolution, pes
+from jaxmeta.metagrad.evolution import evolution, nres, pes
 from jaxmeta.metagrad.forward import forward
 from jaxmeta.metagrad.implicit import conjugate_gradient, implicit, neumann
 from jaxmeta.metagrad.leaves import check_count, check_floats
@@ -26,6 +26,7 @@ ESTIMATORS = {
     "exact": exact,
     "evolution": evolution,
     "pes": pes,
+    "nres": nres,
     "bootstrapped": bootstrapped,
 }
 
@@ -45,6 +46,7 @@ __all__ = [
     "mean_over_tasks",
     "mixed_mode",
     "neumann",
+    "nres",
     "pes",
     "skip_diverged",
     "truncated",

@@ -17,8 +17,24 @@ class Particles(NamedTuple):
     Attributes:
       episode: The task that is being solved; a new one is taken when it is finished.
       inner: Inner states, leaves `[pairs, 2, ...]`: with `+noise` and with `-noise`.
-      noise: All noise since the beginning, leaves `[pairs, ...]`.
+      noise: What losses are weighed by, leaves `[pairs, ...]`: the noise since the beginning.
       unrolls: How many unrolls it has had, int32.
+    """
+
+    episode: Episode
+    inner: PyTree
+    noise: PyTree
+    unrolls: jax.Array
+
+
+class ReusedParticles(NamedTuple):
+    """As `Particles`, of `nres`: a type of its own, so that noise that was summed is not taken for what perturbs.
+
+    Attributes:
+      episode: As there, as is `inner`.
+      inner: See there.
+      noise: What theta is perturbed by through all of the task, and what losses are weighed by.
+      unrolls: As there.
     """
 
     episode: Episode
@@ -41,7 +57,7 @@ def evolution(*, std: float = 0.01, num_pairs: int = 4, num_unrolls: int | None 
       num_unrolls: None evaluates the learner's loss. A number cuts the inner loop into as
         many unrolls of the learner's inner steps, one in each outer step, and keeps the
         inner states between them: the loss is that at the end of each unroll. Biased, as what
-        theta did in earlier unrolls is not seen; `pes` corrects that.
+        theta did in earlier unrolls is not seen; `pes` and `nres` correct that.
 
     Returns:
       An `Estimator`; with `num_unrolls` it has a state, and needs a learner with `unroll`.
@@ -57,7 +73,7 @@ def evolution(*, std: float = 0.01, num_pairs: int = 4, num_unrolls: int | None 
     """
     _check("evolution", std, num_pairs, 1 if num_unrolls is None else num_unrolls)
     if num_unrolls is not None:
-        return _in_unrolls("evolution(num_unrolls=...)", std, num_pairs, num_unrolls, stagger=True, accumulate=False)
+        return _in_unrolls("evolution(num_unrolls=...)", std, num_pairs, num_unrolls, stagger=True, keep=_forget)
 
     def init(key, learner, meta_params, state, episodes):
         return ()
@@ -115,10 +131,62 @@ def pes(*, std: float = 0.01, num_pairs: int = 4, num_unrolls: int = 4, stagger:
     Source: Vicol, Metz and Sohl-Dickstein, 2021, arXiv 2112.13835.
     """
     _check("pes", std, num_pairs, num_unrolls)
-    return _in_unrolls("pes", std, num_pairs, num_unrolls, stagger=stagger, accumulate=True)
+    return _in_unrolls("pes", std, num_pairs, num_unrolls, stagger=stagger, keep=_add)
 
 
-def _in_unrolls(name, std, num_pairs, num_unrolls, *, stagger, accumulate):
+def nres(*, std: float = 0.01, num_pairs: int = 4, num_unrolls: int = 4, stagger: bool = True) -> Estimator:
+    """Estimate the gradient of a long inner loop from short unrolls, under one noise for all of a task.
+
+    `grad ~ mean_i e_i (L+ - L-) / (2 std^2)`, `e_i` a particle's noise, drawn when its task begins
+
+    Noise-reuse evolution strategies: as `pes`, but what each unroll is perturbed by is not drawn anew, so that the
+    noise of all unrolls does not add up in the weight of the last. Unbiased too, as `pes` for a theta that stands
+    still. Where what theta does in one unroll has nothing to do with what it does in another, the variance of the n-th
+    estimate is n times smaller; where it is the same in all, the two are alike.
+
+    Args:
+      std: Width of the perturbations, in the units of the meta-parameters.
+      num_pairs: Antithetic pairs of particles for each task.
+      num_unrolls: Unrolls (each of the learner's number of inner steps) until a task is finished.
+      stagger: Begin the tasks of a batch at different unrolls, so that a step sees all ages.
+        The first round of each is cut short.
+
+    Returns:
+      An `Estimator` with a state. It needs a learner with `unroll`.
+
+    Raises:
+      ValueError: for a std, or numbers, that are not positive; at trace time for a learner
+        without an inner loop.
+
+    Example:
+      >>> nres(num_pairs=0)
+      Traceback (most recent call last):
+      ...
+      ValueError: nres needs num_pairs >= 1, a whole number known before tracing; given 0.
+
+    Source: Li, Harrison, Sohl-Dickstein, Smith and Metz, 2023, arXiv 2304.12180.
+    """
+    _check("nres", std, num_pairs, num_unrolls)
+    return _in_unrolls("nres", std, num_pairs, num_unrolls, stagger=stagger, keep=_reuse)
+
+
+# Each gives the noise of an unroll, and what its losses are weighed by, of the noise kept and noise drawn anew.
+def _forget(begins, kept, drawn):
+    return drawn, drawn
+
+
+def _add(begins, kept, drawn):
+    return drawn, jax.tree.map(lambda kept, drawn: jnp.where(begins, 0, kept) + drawn, kept, drawn)
+
+
+def _reuse(begins, kept, drawn):
+    noise = _where(begins, drawn, kept)
+    return noise, noise
+
+
+def _in_unrolls(name, std, num_pairs, num_unrolls, *, stagger, keep):
+    kind = ReusedParticles if keep is _reuse else Particles
+
     def init(key, learner, meta_params, state, episodes):
         unroll = unroll_of(learner, name)
         check_floats(meta_params, "meta_params")
@@ -129,24 +197,25 @@ def _in_unrolls(name, std, num_pairs, num_unrolls, *, stagger, accumulate):
 
         def of_task(episode, key):
             key_noise, key_start, key_age = jax.random.split(key, 3)
-            noise = _draw(key_noise, meta_params, 0.0, num_pairs)
+            # As if drawn in the unrolls before, which a task that does not begin with the first did not have.
+            noise = _draw(key_noise, meta_params, std if keep is _reuse else 0.0, num_pairs)
             inner = jax.vmap(lambda noise: _start(unroll, meta_params, noise, state, episode, key_start))(noise)
             age = jax.random.randint(key_age, (), 0, num_unrolls) if stagger else jnp.int32(0)
-            return Particles(episode, inner, noise, age)
+            return kind(episode, inner, noise, age)
 
         return jax.vmap(of_task)(episodes, jax.random.split(key, num_tasks))
 
     def value_and_grad(learner, meta_params, state, estimator_state, episodes, keys, step):
         unroll = unroll_of(learner, name)
         check_floats(meta_params, "meta_params")
-        _check_state(name, estimator_state, num_pairs)
+        _check_state(name, kind, estimator_state, num_pairs)
 
-        def of_task(particles: Particles, episode, key):
+        def of_task(particles: Particles | ReusedParticles, episode, key):
             key_noise, key_loss = jax.random.split(key)
             begins = particles.unrolls == 0
             # Before its first unroll a task is the one at hand, at the start that theta now has.
             episode = _where(begins, episode, particles.episode)
-            noise = _draw(key_noise, meta_params, std, num_pairs)
+            noise, total = keep(begins, particles.noise, _draw(key_noise, meta_params, std, num_pairs))
 
             def of_pair(noise, inner):
                 start = _start(unroll, meta_params, noise, state, episode, key_loss)
@@ -155,9 +224,7 @@ def _in_unrolls(name, std, num_pairs, num_unrolls, *, stagger, accumulate):
                 )
 
             losses, (inner, _, outputs) = jax.vmap(of_pair)(noise, particles.inner)
-            earlier = jax.tree.map(lambda leaf: jnp.where(begins | (not accumulate), 0, leaf), particles.noise)
-            total = jax.tree.map(jnp.add, earlier, noise)
-            kept = Particles(episode, inner, total, (particles.unrolls + 1) % num_unrolls)
+            kept = kind(episode, inner, total, (particles.unrolls + 1) % num_unrolls)
             return (_mean_of_pairs((losses, outputs)), _estimate(total, losses, std)), kept
 
         per_task, estimator_state = jax.vmap(of_task)(estimator_state, episodes, keys)
@@ -167,9 +234,9 @@ def _in_unrolls(name, std, num_pairs, num_unrolls, *, stagger, accumulate):
     return Estimator(init, value_and_grad)
 
 
-def _check_state(name, estimator_state, num_pairs) -> None:
+def _check_state(name, kind, estimator_state, num_pairs) -> None:
     pairs = jax.tree.leaves(getattr(estimator_state, "noise", ()))
-    if not isinstance(estimator_state, Particles) or any(leaf.shape[1] != num_pairs for leaf in pairs):
+    if not isinstance(estimator_state, kind) or any(leaf.shape[1] != num_pairs for leaf in pairs):
         raise ValueError(
             f"The estimator's state is not that of {name} with num_pairs={num_pairs}. Give init_train_state and "
             "make_train_step the same estimator."

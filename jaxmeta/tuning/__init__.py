@@ -14,7 +14,7 @@ from jaxmeta.tuning.architecture import (
 from jaxmeta.tuning.dqn import QLearner, QState, dqn, softmax_policy
 from jaxmeta.tuning.environment import Environment, Outcome, Policy, Trace, bandit, chain, rollout
 from jaxmeta.tuning.extractors import pca_extractor, random_extractor
-from jaxmeta.tuning.hypergradient import Tuner, TuneRound, TuneState, average_of_rounds, hypergradient, tune
+from jaxmeta.tuning.hypergradient import Tuner, TuneRound, TuneState, hypergradient, tune
 from jaxmeta.tuning.learned_optimizer import LearnedOptimizer, lstm_optimizer, mlp_optimizer
 from jaxmeta.tuning.meta_network import (
     HyperController,
@@ -66,6 +66,7 @@ from jaxmeta.tuning.training_environment import (
     training_environment,
     values_at,
 )
+from jaxmeta.tuning.trees import average_of_rounds
 from jaxmeta.tuning.warm_start import Experience, expected_scores, warm_start
 from jaxmeta.tuning.whole_trainings import (
     MetaTrainReport,

@@ -156,7 +156,9 @@ def network_of(architecture: Architecture, stem: int, outputs: int) -> Network:
       outputs: Number of classes.
 
     Returns:
-      A `Network` on `[examples, height, width, channels]`, height and width divisible by `2^cells`. It has no dropout.
+      A `Network` on `[examples, height, width, channels]`, height and width divisible by `2^cells`, or a row and a
+      column are left out where they are halved. It has no dropout. Its `init` raises ValueError for images smaller
+      than `2^cells`.
 
     Example:
       >>> architecture = Architecture((Cell(3, 8, "none", "max"), Cell(1, 4, "instance", "mean")), ((0, 2),))
@@ -174,6 +176,7 @@ def network_of(architecture: Architecture, stem: int, outputs: int) -> Network:
         return max([widths[node - 1], *(widths[start] for start in starts)])
 
     def init(key, inputs):
+        check_size(inputs, len(architecture.cells))
         keys = jax.random.split(key, last + 1)
         params = {"stem": weights(keys[0], 3, inputs.shape[-1], stem)}
         for place, cell in enumerate(architecture.cells, start=1):
@@ -200,6 +203,16 @@ def network_of(architecture: Architecture, stem: int, outputs: int) -> Network:
         return features @ params["head"]["kernel"] + params["head"]["bias"]
 
     return Network(init, apply)
+
+
+def check_size(inputs: jax.Array, cells: int) -> None:
+    """Refuse images of which so many cells, each of which halves them, would leave nothing."""
+    _, height, width, _ = inputs.shape
+    if min(height, width) < 2**cells:
+        raise ValueError(
+            f"{cells} cells halve images as often and need {2**cells}x{2**cells} or more; given {height}x{width}. Take "
+            "fewer cells or larger images."
+        )
 
 
 def weights(key: jax.Array, size: int, channels: int, features: int) -> dict[str, jax.Array]:

@@ -11,13 +11,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from jaxmeta.base import Key, MetaGrad, PyTree
 from jaxmeta.inner import inner_loop, meta_grad
 from jaxmeta.metagrad import check_count
 from jaxmeta.tuning.meta_network import HyperController, training_features
 from jaxmeta.tuning.training import Hypers, hyper_sgd
-from jaxmeta.tuning.trees import all_finite, choose
+from jaxmeta.tuning.trees import all_finite, average_of_rounds, choose
 
 ValidationLoss = Callable[[PyTree, PyTree, Key], jax.Array]
 
@@ -229,7 +230,14 @@ def hypergradient(
 
 
 def tune(
-    tuner: Tuner, state: TuneState, training: PyTree, validation: PyTree, key: Key, *, num_rounds: int
+    tuner: Tuner,
+    state: TuneState,
+    training: PyTree,
+    validation: PyTree,
+    key: Key,
+    *,
+    num_rounds: int,
+    total_rounds: int | None = None,
 ) -> tuple[TuneState, TuneRound]:
     """Run rounds of training and tuning as one scan; jit it, and map it over keys and states for several seeds.
 
@@ -239,13 +247,15 @@ def tune(
       training: What the objective takes as its data, a `Batch` of the whole training set.
       validation: What the validation loss takes. Never the test data.
       key: Source of randomness; the same for the parts of a run that is continued.
-      num_rounds: Rounds to run; progress goes from 0 to 1 over them.
+      num_rounds: Rounds to run.
+      total_rounds: Rounds of the whole run, where these are a part of it; the rounds before and these if None. Over
+        them goes the progress, which a `meta_network` sees, from 0 to 1: give it where a run will be continued.
 
     Returns:
       The state after them, and of each round what happened, leaves `[num_rounds]`.
 
     Raises:
-      ValueError: less than one round.
+      ValueError: less than one round, or (outside `jit`) fewer in all than there will have been.
 
     Example:
       >>> from jaxmeta.tuning import learned_values
@@ -259,30 +269,14 @@ def tune(
       (3, 1.0, [inf, inf, inf])
     """
     check_count("tune", "num_rounds", num_rounds, 1)
+    end = state.round + num_rounds
+    total = end if total_rounds is None else total_rounds
+    if not isinstance(end, Tracer) and end > total:
+        raise ValueError(
+            f"tune was given {num_rounds} rounds after {state.round}, more than total_rounds={total}, of the whole run."
+        )
 
-    def body(state: TuneState, index):
-        return tuner.step(state, training, validation, jax.random.fold_in(key, state.round), index / num_rounds)
+    def body(state: TuneState, _):
+        return tuner.step(state, training, validation, jax.random.fold_in(key, state.round), state.round / total)
 
-    return jax.lax.scan(body, state, jnp.arange(num_rounds))
-
-
-def average_of_rounds(average: PyTree, phis: PyTree, index: jax.Array | int, rounds: int) -> PyTree:
-    """Add a round of parameters to their mean: `m <- m + c (mean_t phi_t - m)` with `c = 1 / min(index + 1, rounds)`.
-
-    Args:
-      average: m, the mean of the rounds before.
-      phis: The parameters after every step of the round, leaves `[steps, ...]`.
-      index: The number of rounds before.
-      rounds: How many rounds count: all alike until there are as many, then ever less the older they are.
-
-    Returns:
-      A tree like `average`.
-
-    Example:
-      >>> float(average_of_rounds(jnp.float32(3.0), jnp.array([4.0, 6.0]), 1, 10))
-      4.0
-
-    Source: Polyak and Juditsky, 1992, "Acceleration of stochastic approximation by averaging".
-    """
-    share = 1.0 / jnp.minimum(index + 1, rounds)
-    return jax.tree.map(lambda mean, phi: mean + share.astype(mean.dtype) * (phi.mean(0) - mean), average, phis)
+    return jax.lax.scan(body, state, length=num_rounds)

@@ -124,8 +124,8 @@ def meta_network(ranges: Mapping[str, Range], start: Hypers, *, hidden: int = 16
 
     Args:
       ranges: Of each field of `Hypers` that is learned; not of `example_weights`.
-      start: Where to begin: single numbers, or dicts with one for each layer of the network; fields without a range
-        stay so.
+      start: Where to begin: single numbers, or for the learning rate a dict with one for each layer of the network;
+        fields without a range stay so.
       hidden: Width of the hidden layer.
 
     Returns:
@@ -225,6 +225,12 @@ def _first_raw(ranges: Mapping[str, Range], start: Hypers):
             f"There is no hyper-parameter {', '.join(sorted(unknown))}. Those there are: {', '.join(Hypers._fields)}."
         )
     check_domains(ranges)
+    for name in ranges:
+        if isinstance(getattr(start, name), Mapping) and name not in ("learning_rate", "example_weights"):
+            raise ValueError(
+                f"Only learning rates differ by layer; {name} begins with one for each of "
+                f"{', '.join(sorted(getattr(start, name)))}. Give a single number."
+            )
     return raws_of(ranges, {name: getattr(start, name) for name in ranges})
 
 

@@ -26,7 +26,7 @@ class SearchState(NamedTuple):
       scores: What the mixture is made of.
       scores_state: State of its optimiser.
       step: Steps taken, int32.
-      skipped: Updates of the scores that were left out, since their gradient was not finite; int32.
+      skipped: Steps of which an update was left out, of the scores or of the weights, since it was not finite; int32.
     """
 
     params: PyTree
@@ -63,11 +63,13 @@ def architecture_search(
 
     With a lookahead of 0 the weights are taken as if they did not depend on the mixture: first order. With 1 or more
     the gradient goes through so many training steps, exactly, second derivatives included; not by the difference of
-    two gradients, as in the paper.
+    two gradients, as in the paper. What is not finite, a gradient of the scores or weights after a step, is left out
+    and counted: a search of which most steps are skipped has found nothing.
 
     Args:
       every: All networks.
-      hypers: How the weights are trained.
+      hypers: How the weights are trained; label smoothing, augmentation and weights of examples are of training alone,
+        the loss on validation data is the plain cross-entropy. There is no dropout in networks that are searched.
       batch_size: Examples in a mini-batch, of training and of validation.
       scores_optimizer: An optax transformation; Adam with 0.01 and the decays 0.5 and 0.999 if None.
       lookahead: Training steps that the gradient of the scores goes through.
@@ -78,7 +80,7 @@ def architecture_search(
       over its rows), and "skipped".
 
     Raises:
-      ValueError: a lookahead below 0, and as `inner_loop`.
+      ValueError: a lookahead below 0, a dropout, and as `inner_loop`.
 
     Example:
       >>> from jaxmeta.tuning import Space, supernet
@@ -94,12 +96,19 @@ def architecture_search(
     """
     if lookahead < 0:
         raise ValueError(f"architecture_search needs a lookahead of 0 or more; given {lookahead}.")
+    if isinstance(hypers.dropout, int | float) and hypers.dropout != 0:
+        raise ValueError(
+            f"architecture_search has no dropout to set; given hypers with {hypers.dropout}. Leave it at 0."
+        )
     scores_optimizer = optax.adam(0.01, b1=0.5, b2=0.999) if scores_optimizer is None else scores_optimizer
 
-    def objective(params, scores, state, data, key):
+    def objective(params, scores, state, data, key, hypers=hypers):
         mixture = every.mixture(scores)
         mixed = Network(every.init, lambda params, inputs, **_: every.apply(params, mixture, inputs))
         return training_objective(mixed, batch_size)(params, hypers, state, data, key)
+
+    # What is asked of a network is that it is right, not that it is smooth or sees other light.
+    validation_loss = partial(objective, hypers=Hypers(hypers.learning_rate))
 
     train = inner_loop(objective, hyper_sgd(hypers), 1)
     look = inner_loop(objective, hyper_sgd(hypers), lookahead, unrolled() if metagrad is None else metagrad)
@@ -113,15 +122,19 @@ def architecture_search(
         key_scores, key_weights = jax.random.split(key)
         # The weights and their momentum are where the look ahead begins, whatever the scores.
         ahead = partial(look, opt_state=state.opt_state)
-        gradient = meta_grad(objective, ahead, start=lambda scores: state.params)
+        gradient = meta_grad(validation_loss, ahead, start=lambda scores: state.params)
         (loss, _), grads = gradient(state.scores, (), training, validation, key_scores)
         updates, scores_state = scores_optimizer.update(grads, state.scores_state, state.scores)
         moved = optax.apply_updates(state.scores, updates), scores_state
         finite = all_finite((grads, loss))
         scores, scores_state = choose(finite, moved, (state.scores, state.scores_state))
         result = train(state.params, scores, (), training, key_weights, opt_state=state.opt_state)
-        skipped = state.skipped + (~finite).astype(jnp.int32)
-        state = SearchState(result.phi, result.opt_state, scores, scores_state, state.step + 1, skipped)
+        trained = result.phi, result.opt_state
+        # Weights that are lost would make every later gradient of the scores one that is left out.
+        sound = all_finite(trained)
+        params, opt_state = choose(sound, trained, (state.params, state.opt_state))
+        skipped = state.skipped + (~(finite & sound)).astype(jnp.int32)
+        state = SearchState(params, opt_state, scores, scores_state, state.step + 1, skipped)
         return state, {"loss": loss, "entropy": _entropy(every.mixture(scores)), "skipped": skipped}
 
     return Search(init, step)

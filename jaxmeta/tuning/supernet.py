@@ -17,6 +17,7 @@ from jaxmeta.tuning.architecture import (
     Architecture,
     Cell,
     Space,
+    check_size,
     check_space,
     normalise,
     possible_skips,
@@ -52,7 +53,7 @@ def supernet(space: Space, outputs: int) -> Supernet:
       outputs: Number of classes.
 
     Returns:
-      A `Supernet` on `[examples, height, width, channels]`, height and width divisible by `2^cells`.
+      A `Supernet` on images as those of `network_of`, whose `init` refuses the same.
 
     Raises:
       ValueError: an empty choice.
@@ -71,6 +72,7 @@ def supernet(space: Space, outputs: int) -> Supernet:
     masks = jnp.asarray(np.arange(channels) < np.array(space.widths)[:, None], jnp.float32)
 
     def init(key, inputs):
+        check_size(inputs, space.cells)
         keys = jax.random.split(key, 2 + space.cells * len(space.kernels))
         params = {"stem": weights(keys[0], 3, inputs.shape[-1], channels)}
         for place in range(space.cells):

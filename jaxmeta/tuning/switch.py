@@ -65,8 +65,8 @@ def fit_switch(
       A `Switch`.
 
     Raises:
-      ValueError: shapes that do not fit, fewer than two choices or tasks, or (outside `jit`) features that are not
-        finite.
+      ValueError: shapes that do not fit, fewer than two choices or tasks, or (outside `jit`) features or scores that
+        are infinite, and features that are no numbers.
 
     Example:
       >>> features = jnp.array([[-1.0], [-0.9], [0.9], [1.0]])
@@ -88,6 +88,8 @@ def fit_switch(
         )
     if not isinstance(features, Tracer) and not np.isfinite(np.asarray(features)).all():
         raise ValueError("fit_switch needs features that are numbers; leave tasks out whose features are not finite.")
+    if not isinstance(scores, Tracer) and np.isinf(np.asarray(scores)).any():
+        raise ValueError("fit_switch needs finite scores, or NaN for a choice that was not tried; some are infinite.")
     spread = features.std(0)
     scale = jnp.where(spread > 1e-6, 1 / jnp.maximum(spread, 1e-6), 0.0)
     switch = Switch((), features.mean(0), scale)
@@ -118,7 +120,11 @@ def choice_probabilities(switch: Switch, features: jax.Array) -> jax.Array:
       features: `[..., features]` of tasks.
 
     Returns:
-      `[..., choices]`, each row summing to 1. Take the largest.
+      `[..., choices]`, each row summing to 1. Take the largest. Under `jit`, where nothing can be refused, a feature
+      that is not finite counts as its mean over the tasks of the experience.
+
+    Raises:
+      ValueError: (outside `jit`) features that are not finite.
 
     Example:
       >>> features, scores = jnp.array([[0.0], [1.0]]), jnp.ones([2, 3])
@@ -126,11 +132,12 @@ def choice_probabilities(switch: Switch, features: jax.Array) -> jax.Array:
       >>> choice_probabilities(switch, features).round(3).tolist()[0]  # all are as good
       [0.3330000042915344, 0.3330000042915344, 0.3330000042915344]
     """
+    if not isinstance(features, Tracer) and not np.isfinite(np.asarray(features)).all():
+        raise ValueError("choice_probabilities needs features that are numbers; those given are not all finite.")
     hidden = tuple(layer["bias"].shape[0] for layer in _layers(switch.params)[:-1])
     choices = _layers(switch.params)[-1]["bias"].shape[0]
-    return jax.nn.softmax(
-        _logits(_Network(choices, hidden), switch.params, (features - switch.mean) * switch.scale), -1
-    )
+    known = jnp.where(jnp.isfinite(features), (features - switch.mean) * switch.scale, 0.0)
+    return jax.nn.softmax(_logits(_Network(choices, hidden), switch.params, known), -1)
 
 
 def _logits(network: _Network, params, features: jax.Array) -> Any:

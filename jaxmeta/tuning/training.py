@@ -60,7 +60,7 @@ def check_domains(ranges: Mapping[str, Range]) -> None:
     for name, given in ranges.items():
         check_range(name, given)
         greatest = GREATEST.get(name, float("inf"))
-        if name != "example_weights" and not 0 <= given.low < given.high <= greatest:
+        if not 0 <= given.low < given.high <= greatest:
             raise ValueError(f"The range of {name} must lie in [0, {greatest:g}]; given {given.low} to {given.high}.")
 
 

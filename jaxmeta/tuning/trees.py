@@ -1,4 +1,4 @@
-"""Trees of arrays: are they finite, and which of two is it?"""
+"""Trees of arrays: are they finite, which of two is it, and what is their mean so far?"""
 
 import jax
 import jax.numpy as jnp
@@ -38,3 +38,25 @@ def choose(which: jax.Array, first: PyTree, second: PyTree) -> PyTree:
       [1.0]
     """
     return jax.tree.map(lambda one, other: jnp.where(which, one, other), first, second)
+
+
+def average_of_rounds(average: PyTree, phis: PyTree, index: jax.Array | int, rounds: int) -> PyTree:
+    """Add a round of parameters to their mean: `m <- m + c (mean_t phi_t - m)` with `c = 1 / min(index + 1, rounds)`.
+
+    Args:
+      average: m, the mean of the rounds before.
+      phis: The parameters after every step of the round, leaves `[steps, ...]`.
+      index: The number of rounds before.
+      rounds: How many rounds count: all alike until there are as many, then ever less the older they are.
+
+    Returns:
+      A tree like `average`.
+
+    Example:
+      >>> float(average_of_rounds(jnp.float32(3.0), jnp.array([4.0, 6.0]), 1, 10))
+      4.0
+
+    Source: Polyak and Juditsky, 1992, "Acceleration of stochastic approximation by averaging".
+    """
+    share = 1.0 / jnp.minimum(index + 1, rounds)
+    return jax.tree.map(lambda mean, phi: mean + share.astype(mean.dtype) * (phi.mean(0) - mean), average, phis)

@@ -33,7 +33,8 @@ def expected_scores(experience: Experience, features: jax.Array, *, width: float
       width: How near a task must be to count; infinity is the mean of all.
 
     Returns:
-      `[configurations]`; a configuration that was tried nowhere is minus infinity.
+      `[configurations]`; a configuration that was tried nowhere is minus infinity. Under `jit`, where nothing can be
+      refused, a feature of the new task that is not finite counts as its mean over the earlier ones.
 
     Raises:
       ValueError: shapes that do not fit, no task, a width of 0 or less, or (outside `jit`) features that are not
@@ -61,7 +62,7 @@ def expected_scores(experience: Experience, features: jax.Array, *, width: float
     middle, spread = known.mean(0), known.std(0)
     # What is the same in all earlier tasks tells none of them from another.
     scale = jnp.where(spread > 1e-6, 1 / jnp.maximum(spread, 1e-6), 0.0)
-    known, new = (known - middle) * scale, (features - middle) * scale
+    known, new = (known - middle) * scale, jnp.where(jnp.isfinite(features), (features - middle) * scale, 0.0)
     # |a - b|^2 = |a|^2 + |b|^2 - 2ab, since the differences of all would not fit in memory.
     squares = jnp.sum(known**2, -1)
     between = jnp.sqrt(jnp.maximum(squares[:, None] + squares - 2 * known @ known.T, 0.0))

@@ -15,10 +15,10 @@ import optax
 from jaxmeta.base import MetaGrad, PyTree
 from jaxmeta.inner import inner_loop
 from jaxmeta.metagrad import check_count
-from jaxmeta.tuning.hypergradient import ValidationLoss, average_of_rounds
+from jaxmeta.tuning.hypergradient import ValidationLoss
 from jaxmeta.tuning.meta_network import HyperController, training_features
 from jaxmeta.tuning.training import Hypers, hyper_sgd
-from jaxmeta.tuning.trees import all_finite, choose
+from jaxmeta.tuning.trees import all_finite, average_of_rounds, choose
 
 
 class WholeTraining(NamedTuple):
@@ -182,7 +182,8 @@ def learn_over_trainings(
     at the edge; its next steps are smaller, and the optimiser begins anew, for momentum would lead too far again. So it
     is where one of them diverged: its loss on validation data, one on the way or a parameter is not finite, or one of
     those losses is above `max_loss`; before any have ended well, theta retreats twice. From a gradient that is not
-    finite nothing is learned.
+    finite nothing is learned. The best loss may have been luck that does not come again: it is taken to be half way to
+    each that was too far.
 
     Args:
       train: From `whole_training`.
@@ -262,7 +263,8 @@ def learn_over_trainings(
         usable = ~too_far & jnp.isfinite(norms).all()
         grads = jax.tree.map(lambda leaf: leaf.mean(0), grads)
         best_theta = choose(loss < state.best_loss, state.theta, state.best_theta)
-        best_loss = jnp.minimum(loss, state.best_loss)
+        half_as_far = jnp.where(too_far & jnp.isfinite(loss), (state.best_loss + loss) / 2, state.best_loss)
+        best_loss = jnp.minimum(loss, half_as_far)
         updates, meta_opt_state = meta_optimizer.update(grads, state.meta_opt_state, state.theta)
         half_way = jax.tree.map(lambda now, best: (now + best) / 2, state.theta, best_theta)
         known = jnp.isfinite(best_loss)
