@@ -76,8 +76,11 @@ def controller(record: dict[str, Any]) -> Rows:
         name = f"{start}: learned controller"
         yield Comparison(name, other.split(": ")[1], accuracies(name), accuracies(other))
     returns = [[100 * value for value in seed["curve"]["return"]] for seed in record["seeds"]]
-    fifth = min(map(len, returns)) // 5
-    last, first = ([statistics.mean(curve[part]) for curve in returns] for part in (slice(-fifth, None), slice(fifth)))
+    # As many of each seed: environments that run together may end an episode or two more.
+    number = min(map(len, returns))
+    fifth = number // 5
+    parts = slice(number - fifth, number), slice(fifth)
+    last, first = ([statistics.mean(curve[part]) for curve in returns] for part in parts)
     yield Comparison("gained in the last fifth of episodes", "in the first", last, first)
 
 
