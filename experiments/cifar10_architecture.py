@@ -75,6 +75,8 @@ MEDIAN_OF = 5  # Random networks at least, even where the search has cost less.
 HYPERS = Hypers(0.05, momentum=0.9, weight_decay=3e-4)
 # Every network is tried at each: large ones without normalisation need small rates, those that normalise large ones.
 RATES = (0.03, 0.1)
+# Without a bound one large gradient undoes a network that does not normalise, in some starts and not in others.
+MAX_NORM = 1.0
 DIFFERENCES = (
     ("first order", MEDIAN),
     ("second order", MEDIAN),
@@ -133,8 +135,9 @@ def accuracy_of(network: Network, params, batch: Batch) -> jax.Array:
 
 
 def falling_sgd(hypers: Hypers, num_steps: int) -> optax.GradientTransformation:
-    """Take the steps of `hyper_sgd`, with a rate that falls to 0."""
-    return optax.chain(hyper_sgd(hypers), optax.scale_by_schedule(optax.linear_schedule(1.0, 0.0, num_steps)))
+    """Take the steps of `hyper_sgd`, with a rate that falls to 0, after gradients that are bounded."""
+    falling = optax.scale_by_schedule(optax.linear_schedule(1.0, 0.0, num_steps))
+    return optax.chain(optax.clip_by_global_norm(MAX_NORM), hyper_sgd(hypers), falling)
 
 
 class Trial(NamedTuple):

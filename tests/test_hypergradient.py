@@ -487,6 +487,11 @@ def test_what_cannot_be_tuned_is_refused():
         quadratic_tuner(meta_network).init(jax.random.key(0), {"other": jnp.zeros(())})
     with pytest.raises(ValueError, match="batch_size >= 1"):
         validation_loss_of(conv_net(2), 0)
+    for make in (learned_values, meta_network):
+        with pytest.raises(ValueError, match="momentum begins with one for each of conv, head"):
+            make({"momentum": RANGES["momentum"]}, Hypers(0.1, momentum={"head": 0.5, "conv": 0.5}))
+    with pytest.raises(ValueError, match=r"range of example_weights must lie in \[0, inf\]; given -1.0 to 1.0"):
+        learned_values({"example_weights": Range(-1.0, 1.0, "linear")}, Hypers(0.1, example_weights=jnp.zeros(3)))
 
 
 @pytest.mark.slow
@@ -496,7 +501,7 @@ def test_the_experiment_runs(tmp_path, parts):
     experiment = load_experiment("cifar10_metanet")
     experiment.main(["--smoke", "--seeds", "2", "--out", str(tmp_path), "--parts", *parts])
     report = json.loads((tmp_path / "cifar10_metanet.json").read_text())
-    assert (len(report["results"]), len(report["differences"])) == ((14, 8) if len(parts) > 1 else (4, 2))
+    assert (len(report["results"]), len(report["differences"])) == ((14, 9) if len(parts) > 1 else (4, 2))
     for found in report["results"].values():
         assert len(found) == 2 and all(0 <= result["test"] <= 100 for result in found)
     if len(parts) > 1:
