@@ -55,6 +55,7 @@ def architecture(record: dict[str, Any]) -> Rows:
         ("second order", "random, median"),
         ("second order", "random, best by validation"),
         ("second order", "first order"),
+        ("second order", "the largest network"),
     )
     for pair in pairs:
         yield Comparison(*pair, *([100 * seed[name]["test"] for seed in record["seeds"]] for name in pair))
