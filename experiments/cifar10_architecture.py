@@ -75,7 +75,7 @@ CLASSES, BATCH_SIZE = 10, 64
 BEST, MEDIAN, LARGEST = "random, best by validation", "random, median", "the largest network"
 MEDIAN_OF = 5  # Random networks at least, even where the search has cost less.
 HYPERS = Hypers(0.05, momentum=0.9, weight_decay=3e-4)
-# Every network is tried at each: large ones without normalisation need small rates, those that normalise large ones.
+# Every network is tried at each, found or random, and validation says which is its own.
 RATES = (0.03, 0.1)
 # Without a bound one large gradient undoes a network that does not normalise, in some starts and not in others.
 MAX_NORM = 1.0
