@@ -5,6 +5,7 @@ from jaxmeta.tuning.architecture import (
     Architecture,
     Cell,
     Space,
+    check_architecture,
     check_space,
     network_of,
     number_of_architectures,
@@ -15,6 +16,7 @@ from jaxmeta.tuning.dqn import QLearner, QState, dqn, softmax_policy
 from jaxmeta.tuning.environment import Environment, Outcome, Policy, Trace, bandit, chain, rollout
 from jaxmeta.tuning.extractors import pca_extractor, random_extractor
 from jaxmeta.tuning.hypergradient import Tuner, TuneRound, TuneState, hypergradient, tune
+from jaxmeta.tuning.learned_maml import learned_maml
 from jaxmeta.tuning.learned_optimizer import LearnedOptimizer, lstm_optimizer, mlp_optimizer
 from jaxmeta.tuning.meta_network import (
     HyperController,
@@ -53,6 +55,7 @@ from jaxmeta.tuning.training import (
     Hypers,
     change_light,
     check_domains,
+    check_hypers,
     hyper_sgd,
     training_losses,
     training_objective,
@@ -120,7 +123,9 @@ __all__ = [
     "bandit",
     "chain",
     "change_light",
+    "check_architecture",
     "check_domains",
+    "check_hypers",
     "check_range",
     "check_space",
     "choice_probabilities",
@@ -135,6 +140,7 @@ __all__ = [
     "hypergradient",
     "keep_action",
     "landmark_features",
+    "learned_maml",
     "learned_values",
     "lstm_optimizer",
     "meta_network",

@@ -86,6 +86,29 @@ def check_space(space: Space) -> None:
         raise ValueError(f"widths must be 1 or more, in increasing order; given {space.widths}.")
 
 
+def check_architecture(architecture: Architecture) -> None:
+    """Refuse a network that cannot be built.
+
+    Args:
+      architecture: Its cells and edges.
+
+    Raises:
+      ValueError: no cells, an unknown normalisation or pooling, a kernel or width that cannot be, or an edge that does
+        not lead past the next cell; says which.
+
+    Example:
+      >>> check_architecture(Architecture((Cell(3, 8, "none", "max"),), ((0, 2),)))
+    """
+    cells, skips = architecture
+    if not cells:
+        raise ValueError("An architecture needs a cell or more; given none.")
+    check_space(Space(len(cells), *(tuple(sorted(set(values))) for values in zip(*cells, strict=True))))
+    possible = possible_skips(Space(len(cells)))
+    unknown = [skip for skip in skips if tuple(skip) not in possible]
+    if unknown or len(set(skips)) < len(skips):
+        raise ValueError(f"The edges of {len(cells)} cells are some of {possible}, each once; given {skips}.")
+
+
 def possible_skips(space: Space) -> tuple[tuple[int, int], ...]:
     """List the edges that can be chosen: from each output past the next cell, the head being the last.
 
@@ -160,6 +183,9 @@ def network_of(architecture: Architecture, stem: int, outputs: int) -> Network:
       column are left out where they are halved. It has no dropout. Its `init` raises ValueError for images smaller
       than `2^cells`.
 
+    Raises:
+      ValueError: as `check_architecture`.
+
     Example:
       >>> architecture = Architecture((Cell(3, 8, "none", "max"), Cell(1, 4, "instance", "mean")), ((0, 2),))
       >>> network = network_of(architecture, 4, 10)
@@ -167,6 +193,7 @@ def network_of(architecture: Architecture, stem: int, outputs: int) -> Network:
       >>> params["cell2"]["kernel"].shape, network.apply(params, jnp.zeros([1, 8, 8, 3])).shape
       ((1, 1, 8, 4), (1, 10))
     """
+    check_architecture(architecture)
     widths = [stem, *(cell.width for cell in architecture.cells)]
     last = len(architecture.cells) + 1
 

@@ -22,7 +22,7 @@ from jaxmeta.metagrad import check_count
 from jaxmeta.tuning.environment import Environment, Outcome, Policy
 from jaxmeta.tuning.q_targets import Transition, n_step_transition, q_target
 from jaxmeta.tuning.replay import Replay, add_to_replay, empty_replay, sample_runs
-from jaxmeta.tuning.trees import choose
+from jaxmeta.tuning.trees import all_finite, choose
 
 
 class QState(NamedTuple):
@@ -55,8 +55,8 @@ class QLearner(NamedTuple):
     Attributes:
       init: `(key, data) -> QState`.
       iterate: `(q_state, data) -> q_state, metrics`: one step of every environment, then updates of the network. Made
-        for `jax.lax.scan`. Metrics: `loss`, and for each environment `reward`, `done`, `failed`, and `return`, which
-        is that of the episode where done.
+        for `jax.lax.scan`. Metrics: `loss`, `skipped` (updates left out because they were not finite), and for each
+        environment `reward`, `done`, `failed`, and `return`, which is that of the episode where done.
       policy: `(params, temperature=0.0) -> Policy`.
     """
 
@@ -73,7 +73,7 @@ def softmax_policy(values: jax.Array, temperature: jax.Array | float) -> jax.Arr
       temperature: T, at least 0. At 0 the best actions share all the probability; at infinity all are alike.
 
     Returns:
-      Probabilities `[..., actions]`.
+      Probabilities `[..., actions]`; a value that is no number counts as the worst.
 
     Raises:
       ValueError: a negative temperature (looked into outside `jit`).
@@ -85,7 +85,10 @@ def softmax_policy(values: jax.Array, temperature: jax.Array | float) -> jax.Arr
     """
     if not isinstance(temperature, Tracer) and not float(temperature) >= 0:
         raise ValueError(f"softmax_policy needs a temperature of 0 or more; given {temperature}.")
-    behind = values - values.max(-1, keepdims=True)
+    values = jnp.where(jnp.isnan(values), -jnp.inf, values)
+    highest = values.max(-1, keepdims=True)
+    # Not the difference where it is 0: of infinite values it would not be a number.
+    behind = jnp.where(values == highest, 0.0, values - highest)
     best = (behind == 0).astype(values.dtype)
     warm = jax.nn.softmax(behind / jnp.where(temperature > 0, temperature, 1.0))
     return jnp.where(temperature > 0, warm, best / best.sum(-1, keepdims=True))
@@ -187,15 +190,19 @@ def dqn(
         # Every iteration stores one transition of each environment.
         batch = n_step_transition(sample_runs(key, replay, batch_size, steps_ahead, stride=num_environments), discount)
         loss, grads = jax.value_and_grad(td_loss)(params, target, batch)
-        changes, opt_state = optimizer.update(grads, opt_state, params)
-        params = optax.apply_updates(params, changes)
+        changes, new_state = optimizer.update(grads, opt_state, params)
+        moved = optax.apply_updates(params, changes)
+        # One reward that is no number, drawn from the replay, would be the end of the network.
+        sound = all_finite((loss, moved, new_state))
+        params, opt_state = choose(sound, (moved, new_state), (params, opt_state))
         nearer = optax.incremental_update(params, target, target_rate)
-        return (params, optax.periodic_update(nearer, target, index + 1, target_every), opt_state), loss
+        carry = params, optax.periodic_update(nearer, target, index + 1, target_every), opt_state
+        return carry, (jnp.where(sound, loss, 0.0), ~sound)
 
     def learn(carry, step, replay, key):
         indices = step * updates + jnp.arange(updates)
-        carry, losses = jax.lax.scan(lambda c, index: update(c, index, replay, key), carry, indices)
-        return carry, losses.mean()
+        carry, (losses, skipped) = jax.lax.scan(lambda c, index: update(c, index, replay, key), carry, indices)
+        return carry, losses.mean(), skipped.sum(dtype=jnp.int32)
 
     def live(state: QState, data, key_act, key_reset):
         """Take one step in every environment; those that end begin anew."""
@@ -213,13 +220,13 @@ def dqn(
         outcome: Outcome
         environments, outcome, replay = live(state, data, key_act, key_reset)
         learned = state.params, state.target, state.opt_state
-        (params, target, opt_state), loss = jax.lax.cond(
+        (params, target, opt_state), loss, skipped = jax.lax.cond(
             replay.count >= learn_after,
             lambda: learn(learned, state.step, replay, key_learn),
-            lambda: (learned, jnp.zeros(())),
+            lambda: (learned, jnp.zeros(()), jnp.int32(0)),
         )
         returns = state.returns + outcome.reward
-        metrics = {"loss": loss, "return": returns, **outcome._asdict()}
+        metrics = {"loss": loss, "skipped": skipped, "return": returns, **outcome._asdict()}
         returns = jnp.where(outcome.done, 0.0, returns)
         return QState(state.step + 1, params, target, opt_state, replay, environments, returns, state.key), metrics
 

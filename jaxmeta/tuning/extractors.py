@@ -42,6 +42,9 @@ def random_extractor(features: int, *, width: float = 1.0) -> Model:
     Returns:
       A `Model`.
 
+    Raises:
+      ValueError: no features, or a width that is not above 0.
+
     Example:
       >>> model = random_extractor(64)
       >>> images = jax.random.normal(jax.random.key(0), [9, 4, 4, 1])
@@ -51,6 +54,8 @@ def random_extractor(features: int, *, width: float = 1.0) -> Model:
 
     Source: Rahimi and Recht, 2007, "Random Features for Large-Scale Kernel Machines".
     """
+    if features < 1 or not width > 0:
+        raise ValueError(f"random_extractor needs features >= 1 and a width > 0; given {features} and {width}.")
 
     def init(key, inputs):
         flat = inputs.reshape(inputs.shape[0], -1)

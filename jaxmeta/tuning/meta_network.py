@@ -10,7 +10,7 @@ import optax
 
 from jaxmeta.base import Key, PyTree
 from jaxmeta.tuning.ranges import Range, raws_of, values_of
-from jaxmeta.tuning.training import Hypers, check_domains
+from jaxmeta.tuning.training import Hypers, check_domains, check_hypers
 
 # A training that diverged goes on with smaller learning rates: in the middle of a range that spans a factor of 10^5
 # this is a fourth of them.
@@ -225,6 +225,7 @@ def _first_raw(ranges: Mapping[str, Range], start: Hypers):
             f"There is no hyper-parameter {', '.join(sorted(unknown))}. Those there are: {', '.join(Hypers._fields)}."
         )
     check_domains(ranges)
+    check_hypers(start)
     for name in ranges:
         if isinstance(getattr(start, name), Mapping) and name not in ("learning_rate", "example_weights"):
             raise ValueError(

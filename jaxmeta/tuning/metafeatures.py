@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxmeta.base import Batch
 from jaxmeta.losses import weighted_mean
@@ -41,7 +42,7 @@ def fit_pca(inputs: jax.Array, components: int) -> Pca:
       A `Pca`; the largest entry of each direction is positive, so that it does not depend on the machine.
 
     Raises:
-      ValueError: more components than examples less one, or than inputs.
+      ValueError: more components than examples less one, or than inputs; inputs that are not finite (outside `jit`).
 
     Example:
       >>> pca = fit_pca(jnp.array([[0.0, 0.0], [2.0, 2.0], [4.0, 4.0]]), 1)
@@ -57,6 +58,8 @@ def fit_pca(inputs: jax.Array, components: int) -> Pca:
             f"{flat.shape[0]} examples of {flat.shape[1]} numbers have at most {most} principal components; given "
             f"{components}. Take fewer, or give more examples."
         )
+    if not isinstance(flat, Tracer) and not bool(jnp.isfinite(flat).all()):
+        raise ValueError("fit_pca needs finite inputs; some of those given are infinite or not a number.")
     mean = flat.mean(0)
     _, singular, rows = jnp.linalg.svd(flat - mean, full_matrices=False)
     rows = rows[:components]

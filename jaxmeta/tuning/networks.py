@@ -72,7 +72,8 @@ def conv_net(outputs: int = 10, *, widths: Sequence[int] = (64, 128), hidden: in
       hidden: Width of the fully connected layer.
 
     Returns:
-      A `Network` on `[examples, height, width, channels]`, with the layers conv1, conv2, ..., hidden and head.
+      A `Network` on `[examples, height, width, channels]`, with the layers conv1, conv2, ..., hidden and head. Its
+      `init` raises ValueError for images that so many layers would halve to nothing.
 
     Example:
       >>> import jax.numpy as jnp
@@ -86,6 +87,11 @@ def conv_net(outputs: int = 10, *, widths: Sequence[int] = (64, 128), hidden: in
     module = _ConvNet(outputs, tuple(widths), hidden)
 
     def init(key, inputs):
+        if min(inputs.shape[1:3]) < 2 ** len(module.widths):
+            raise ValueError(
+                f"conv_net halves images {len(module.widths)} times; given {inputs.shape[1]}x{inputs.shape[2]}. Take "
+                "larger images or fewer widths."
+            )
         return module.init(key, inputs)["params"]
 
     def apply(params, inputs, *, key=None, dropout=0.0) -> Any:

@@ -94,7 +94,9 @@ def features_of(gradient, param, root, adam):
 def shared_features(scales, count):
     """Describe each leaf, `[leaves, features]`: its root mean square, and the number of steps taken."""
     progress = progress_of(count)
-    return jnp.concatenate([jnp.broadcast_to(progress, (*scales.shape, *progress.shape)), jnp.log(scales)[:, None]], 1)
+    # Of what is too large to be squared the logarithm is infinite, and infinity times a weight of 0 is not a number.
+    sizes = jnp.minimum(jnp.log(scales), _log_of_largest(scales))[:, None]
+    return jnp.concatenate([jnp.broadcast_to(progress, (*scales.shape, *progress.shape)), sizes], 1)
 
 
 def progress_of(count):
@@ -106,5 +108,10 @@ def _log_and_sign(values):
     """Write numbers of any size as two near 1: `(log |x| / p, sign x)` above e^-p and `(-1, e^p x)` below."""
     large = jnp.abs(values) >= math.exp(-LOG_RANGE)
     # The logarithm of 0 has no derivative, not even where it is not chosen.
-    logarithm = jnp.log(jnp.where(large, jnp.abs(values), 1.0)) / LOG_RANGE
+    logarithm = jnp.log(jnp.where(large, jnp.abs(values), 1.0))
+    logarithm = jnp.minimum(logarithm, _log_of_largest(values)) / LOG_RANGE
     return jnp.where(large, logarithm, -1.0), jnp.where(large, jnp.sign(values), math.exp(LOG_RANGE) * values)
+
+
+def _log_of_largest(values) -> float:
+    return math.log(float(jnp.finfo(values.dtype).max))

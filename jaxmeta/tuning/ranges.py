@@ -60,14 +60,21 @@ def value_of(given: Range, raw: jax.Array) -> jax.Array:
     Returns:
       Values of that shape, increasing in `raw`; its derivative is nowhere 0 but in the limit.
 
+    Raises:
+      ValueError: as `check_range`.
+
     Example:
       >>> float(value_of(Range(0.0, 2.0, "linear"), jnp.zeros(())))
       1.0
     """
+    check_range("a value", given)
     share = jax.nn.sigmoid(raw)
     if given.scale == "log":
-        return given.low * (given.high / given.low) ** share
-    return given.low + (given.high - given.low) * share
+        value = given.low * (given.high / given.low) ** share
+    else:
+        value = given.low + (given.high - given.low) * share
+    # Rounding may carry what is near an end beyond it.
+    return jnp.clip(value, given.low, given.high)
 
 
 def raw_of(given: Range, value) -> jax.Array:
@@ -81,12 +88,13 @@ def raw_of(given: Range, value) -> jax.Array:
       Real numbers of that shape.
 
     Raises:
-      ValueError: a value outside, or at an end (looked into outside `jit`).
+      ValueError: a value outside, at an end, or so near that no number stands for it (looked into outside `jit`).
 
     Example:
       >>> round(float(value_of(Range(1e-4, 1.0), raw_of(Range(1e-4, 1.0), 0.05))), 6)
       0.05
     """
+    check_range("a value", given)
     value = jnp.asarray(value, jnp.result_type(float))
     if not isinstance(value, Tracer) and not bool(((value > given.low) & (value < given.high)).all()):
         raise ValueError(f"A value must lie strictly between {given.low} and {given.high}; given {value}.")
@@ -94,7 +102,10 @@ def raw_of(given: Range, value) -> jax.Array:
         share = jnp.log(value / given.low) / jnp.log(given.high / given.low)
     else:
         share = (value - given.low) / (given.high - given.low)
-    return jnp.log(share) - jnp.log1p(-share)
+    raw = jnp.log(share) - jnp.log1p(-share)
+    if not isinstance(raw, Tracer) and not bool(jnp.isfinite(raw).all()):
+        raise ValueError(f"{value} is too near an end of {given.low} to {given.high}: it could never move from there.")
+    return raw
 
 
 def values_of(ranges: Mapping[str, Range], raw: Mapping[str, PyTree]) -> dict[str, PyTree]:

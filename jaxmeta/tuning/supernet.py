@@ -17,6 +17,7 @@ from jaxmeta.tuning.architecture import (
     Architecture,
     Cell,
     Space,
+    check_architecture,
     check_size,
     check_space,
     normalise,
@@ -143,6 +144,7 @@ def mixture_of(architecture: Architecture, space: Space) -> dict[str, jax.Array]
       >>> mixture_of(Architecture(cells, ((0, 2),)), Space(cells=1))["kernels"].tolist()
       [[0.0, 1.0, 0.0]]
     """
+    check_architecture(architecture)
     found = {}
     for name, chosen in zip(CHOICES, zip(*architecture.cells, strict=True), strict=True):
         values = getattr(space, name)

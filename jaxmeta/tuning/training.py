@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import optax
+from jax.core import Tracer
 
 from jaxmeta.base import Batch, Key, PyTree
 from jaxmeta.inner import scale_by_rates
@@ -64,6 +66,25 @@ def check_domains(ranges: Mapping[str, Range]) -> None:
             raise ValueError(f"The range of {name} must lie in [0, {greatest:g}]; given {given.low} to {given.high}.")
 
 
+def check_hypers(hypers: Hypers) -> None:
+    """Refuse hyper-parameters that cannot be: a negative rate, a momentum of 1.5, what is not a number.
+
+    Args:
+      hypers: Numbers, or trees of them; what is traced is not looked into, nor what `example_weights` are.
+
+    Raises:
+      ValueError: says which, and what it may be.
+
+    Example:
+      >>> check_hypers(Hypers(0.1, momentum=0.9))
+    """
+    for name, tree in hypers._replace(example_weights=None)._asdict().items():
+        greatest = GREATEST.get(name, float("inf"))
+        for leaf in jax.tree.leaves(tree):
+            if not isinstance(leaf, Tracer) and not ((np.asarray(leaf) >= 0) & (np.asarray(leaf) < greatest)).all():
+                raise ValueError(f"Hyper-parameter {name} must be in [0, {greatest:g}); given {leaf}.")
+
+
 def weights_of_examples(example_weights: jax.Array, chosen: jax.Array, losses: jax.Array) -> jax.Array:
     """Look up what the examples of a mini-batch count.
 
@@ -102,7 +123,8 @@ def training_objective(network: Network, batch_size: int, *, weigh: Callable = w
       training set.
 
     Raises:
-      ValueError: fewer than one example in a mini-batch.
+      ValueError: fewer than one example in a mini-batch; at trace time, another number of example weights than of
+        examples.
 
     Example:
       >>> import jax.numpy as jnp
@@ -118,6 +140,12 @@ def training_objective(network: Network, batch_size: int, *, weigh: Callable = w
 
     def objective(params, hypers: Hypers, state, data: Batch, key: Key):
         del state
+        given = hypers.example_weights
+        if weigh is weights_of_examples and given is not None and given.shape != data.targets.shape:
+            raise ValueError(
+                f"There are {data.targets.shape[0]} training examples and example_weights of shape {given.shape}; give "
+                "one weight for each example."
+            )
         losses, weights, chosen = losses_of(params, hypers, data, key)
         if hypers.example_weights is not None:
             weights = weights * weigh(hypers.example_weights, chosen, jax.lax.stop_gradient(losses))

@@ -20,7 +20,7 @@ from jaxmeta.metagrad import check_count, first_order
 from jaxmeta.tuning.environment import Environment, Outcome
 from jaxmeta.tuning.networks import Network, outputs_in_parts
 from jaxmeta.tuning.ranges import Range, raws_of, value_of
-from jaxmeta.tuning.training import Hypers, check_domains, hyper_sgd, training_objective
+from jaxmeta.tuning.training import Hypers, check_domains, check_hypers, hyper_sgd, training_objective
 from jaxmeta.tuning.trees import choose
 
 # Observations are of order 1; what explodes is held at this.
@@ -122,6 +122,7 @@ def training_environment(
     """
     names, fixed = tuple(ranges), Hypers(0.05) if fixed is None else fixed
     _check(ranges, num_decisions, steps_between, levels)
+    check_hypers(fixed)
     first = None if start is None else jnp.asarray(shares_of(ranges, start))
     moves = share_moves(len(names), levels)
     # Nothing is differentiated through the steps: their gradients are all that is needed.
@@ -247,9 +248,8 @@ def values_at(ranges: Mapping[str, Range], shares: jax.Array) -> dict[str, jax.A
       >>> round(float(values_at({"learning_rate": Range(0.01, 1.0)}, jnp.array([0.5]))["learning_rate"]), 6)
       0.1
     """
-    # Rounding may otherwise carry a value at the end of a range beyond it.
     return {
-        name: jnp.clip(value_of(given, jax.scipy.special.logit(shares[..., place])), given.low, given.high)
+        name: value_of(given, jax.scipy.special.logit(shares[..., place]))
         for place, (name, given) in enumerate(ranges.items())
     }
 
@@ -283,7 +283,8 @@ def _measure(per_step, outputs: jax.Array, validation: Batch) -> Measured:
 def _task_features(data: Episode, classes: int) -> jax.Array:
     inputs = data.support.inputs
     examples = jnp.log10(jnp.float32(inputs.shape[0])) / 2
-    return jnp.clip(jnp.stack([inputs.mean(), inputs.std(), examples, jnp.log(classes) / 2]), -LIMIT, LIMIT)
+    described = jnp.stack([inputs.mean(), inputs.std(), examples, jnp.log(classes) / 2])
+    return jnp.clip(jnp.nan_to_num(described), -LIMIT, LIMIT)
 
 
 def _check(ranges: Mapping[str, Range], num_decisions: int, steps_between: int, levels: int) -> None:

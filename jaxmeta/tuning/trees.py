@@ -52,11 +52,16 @@ def average_of_rounds(average: PyTree, phis: PyTree, index: jax.Array | int, rou
     Returns:
       A tree like `average`.
 
+    Raises:
+      ValueError: less than one round.
+
     Example:
       >>> float(average_of_rounds(jnp.float32(3.0), jnp.array([4.0, 6.0]), 1, 10))
       4.0
 
     Source: Polyak and Juditsky, 1992, "Acceleration of stochastic approximation by averaging".
     """
+    if rounds < 1:
+        raise ValueError(f"average_of_rounds needs rounds >= 1; given {rounds}.")
     share = 1.0 / jnp.minimum(index + 1, rounds)
     return jax.tree.map(lambda mean, phi: mean + share.astype(mean.dtype) * (phi.mean(0) - mean), average, phis)

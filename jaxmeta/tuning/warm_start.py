@@ -87,11 +87,14 @@ def warm_start(experience: Experience, features: jax.Array, *, width: float = 1.
       The number of the configuration, int32.
 
     Raises:
-      ValueError: as `expected_scores`.
+      ValueError: as `expected_scores`, and (outside `jit`) where nothing was tried on any task.
 
     Example:
       >>> experience = Experience(jnp.array([[0.0], [9.0]]), jnp.array([[0.9, 0.5], [0.4, 0.8]]))
       >>> int(warm_start(experience, jnp.array([8.0]), width=0.3))
       1
     """
-    return expected_scores(experience, features, width=width).argmax().astype(jnp.int32)
+    expected = expected_scores(experience, features, width=width)
+    if not isinstance(expected, Tracer) and bool(jnp.isneginf(expected).all()):
+        raise ValueError("warm_start needs a configuration that was tried on some task; every score given is NaN.")
+    return expected.argmax().astype(jnp.int32)
