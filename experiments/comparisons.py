@@ -43,6 +43,8 @@ def metanet(record: dict[str, Any]) -> Rows:
         ("rate 30 times too large, meta-network", "best fixed rate"),
         ("flipped labels, re-weighting", "flipped labels, plain"),
         ("flipped labels, re-weighting, stopped by validation", "flipped labels, plain, stopped by validation"),
+        ("flipped labels, re-weighting", "flipped labels, plain, clean images added, stopped by validation"),
+        ("flipped labels, re-weighting", "flipped labels, plain, clean images alone, stopped by validation"),
     )
     for pair in pairs:
         if all(name in record["results"] for name in pair):
@@ -86,25 +88,52 @@ def controller(record: dict[str, Any]) -> Rows:
 
 
 def learned_optimizer(record: dict[str, Any]) -> Rows:
-    """Each at what it was trained for; how far those of 500 steps go beyond that, on the digits."""
+    """Each at what it was trained for; how far those of 500 steps go beyond that, on the digits.
+
+    Against Adam with a tuned rate; and where training ends at 500, with a rate that falls until then.
+    """
     judged_at = dict.fromkeys(("MLP, NRES", "LSTM, NRES", "MLP, PES"), (100, 500, 2500))
     judged_at |= dict.fromkeys(("MLP, full unrolls", "MLP, truncated"), (100,))
     for where in record["runs"][0]["loss"]:
         losses = [run["loss"][where] for run in record["runs"]]
-        unknown = set(losses[0]) - set(judged_at) - {"SGD", "momentum", "Adam", "Adam, best rate"}
+        rivals = {"SGD", "momentum", "Adam", "Adam, falling", "Adam, best rate"}
+        unknown = set(losses[0]) - set(judged_at) - rivals
         if unknown:
             raise ValueError(f"No row is made of {', '.join(sorted(unknown))}; say in {__name__} where it is judged.")
         for name in (name for name in judged_at if name in losses[0]):
             for steps in judged_at[name] if where == "digits" else judged_at[name][:2]:
-                figures = ([of_seed[of][str(steps)] for of_seed in losses] for of in (name, "Adam"))
-                yield Comparison(f"{where}, {name}: loss after {steps} steps", "tuned Adam", *figures, "nats")
+                what = f"{where}, {name}: loss after {steps} steps"
+                figures, *others = (
+                    [of_seed[of][str(steps)] for of_seed in losses]
+                    for of in (name, "Adam", "Adam, falling")
+                    if of in losses[0]
+                )
+                yield Comparison(what, "tuned Adam", figures, others[0], "nats")
+                if steps == 500 and others[1:]:
+                    yield Comparison(what, "tuned Adam, falling rate", figures, others[1], "nats")
 
 
 def mnist(record: dict[str, Any]) -> Rows:
-    for shots in record["seeds"][0]["meta-model"]:
-        pair = ("meta-model", "scratch")
-        figures = ([100 * seed[name][shots] for seed in record["seeds"]] for name in pair)
-        yield Comparison(f"meta-model, examples a class: {shots}", "from scratch", *figures)
+    pairs = (
+        ("meta-model", "scratch"),
+        ("meta-model", "nearest example"),
+        ("meta-model, learned optimiser", "scratch"),
+        ("meta-model, learned optimiser", "meta-model"),
+    )
+    for pair in pairs:
+        for shots in record["seeds"][0]["meta-model"]:
+            if all(name in record["seeds"][0] for name in pair):
+                figures = ([100 * seed[name][shots] for seed in record["seeds"]] for name in pair)
+                against = pair[1].replace("scratch", "from scratch")
+                yield Comparison(f"{pair[0]}, examples a class: {shots}", against, *figures)
+
+
+def extractor_switch(record: dict[str, Any]) -> Rows:
+    for other in record["runs"][0]["mean"]:
+        if other not in ("switch", "best on each task"):  # The last knows what nobody can.
+            yield Comparison(
+                "switch", other, *([run["mean"][way] for run in record["runs"]] for way in ("switch", other))
+            )
 
 
 READERS: dict[str, Callable[[dict[str, Any]], Rows]] = {
@@ -113,6 +142,7 @@ READERS: dict[str, Callable[[dict[str, Any]], Rows]] = {
     "cifar10_controller": controller,
     "learned_optimizer": learned_optimizer,
     "mnist_metafeatures": mnist,
+    "extractor_switch": extractor_switch,
 }
 
 

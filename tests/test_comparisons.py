@@ -57,13 +57,24 @@ def test_learned_optimizers_on_what_they_are_judged_on():
     reader = load_experiment("comparisons").learned_optimizer
     losses = {"Adam": {"100": 0.3, "500": 0.1, "2500": 0.01}, "MLP, NRES": {"100": 0.2, "500": 0.05, "2500": 0.02}}
     losses["MLP, truncated"] = losses["MLP, NRES"]
+    losses["Adam, falling"] = {"100": 0.4, "500": 0.06, "2500": 0.06}
     rows = list(reader({"runs": [{"loss": {"digits": losses, "letters": losses}}] * 2}))
     assert [row.what for row in rows] == [
-        *(f"digits, MLP, NRES: loss after {steps} steps" for steps in (100, 500, 2500)),
+        *(f"digits, MLP, NRES: loss after {steps} steps" for steps in (100, 500, 500, 2500)),
         "digits, MLP, truncated: loss after 100 steps",
-        *(f"letters, MLP, NRES: loss after {steps} steps" for steps in (100, 500)),
+        *(f"letters, MLP, NRES: loss after {steps} steps" for steps in (100, 500, 500)),
         "letters, MLP, truncated: loss after 100 steps",
     ]
-    assert rows[1].figures == [0.05, 0.05] and rows[1].others == [0.1, 0.1]
+    assert rows[1].figures == rows[2].figures == [0.05, 0.05]
+    assert rows[1].others == [0.1, 0.1] and rows[2].others == [0.06, 0.06]
+    assert [row.against for row in rows[:3]] == ["tuned Adam", "tuned Adam", "tuned Adam, falling rate"]
     with pytest.raises(ValueError, match="No row is made of LSTM, PES"):
         list(reader({"runs": [{"loss": {"digits": losses | {"LSTM, PES": {}}}}]}))
+
+
+def test_the_switch_against_every_single_extractor():
+    reader = load_experiment("comparisons").extractor_switch
+    mean = {"components": 60.0, "best single one": 64.0, "switch": 65.0, "best on each task": 80.0}
+    rows = list(reader({"runs": [{"mean": mean}, {"mean": mean | {"switch": 63.0}}]}))
+    assert [row.against for row in rows] == ["components", "best single one"]
+    assert all(row.what == "switch" and row.figures == [65.0, 63.0] for row in rows) and rows[1].others == [64.0, 64.0]

@@ -439,19 +439,19 @@ def run_experiment(monkeypatch, folder, *options):
     monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "experiments")
     experiment = importlib.import_module("learned_optimizer")
-    sizes = ["--horizon", "5", "--unroll", "1", "--tasks", "2", "--judged-tasks", "2"]
+    sizes = ["--horizon", "5", "--unroll", "1", "--tasks", "2", "--judged-tasks", "4", "--tuned-tasks", "2"]
     experiment.main([*sizes, "--steps", "3", "--out", str(folder), *options])
     return json.loads((folder / "results.json").read_text())
 
 
 def check_record(record, contenders, seeds):
-    table, rivals = record["tables"]["letters"], {"SGD", "momentum", "Adam", "Adam, best rate"}
+    table, rivals = record["tables"]["letters"], {"SGD", "momentum", "Adam", "Adam, falling", "Adam, best rate"}
     assert set(table) == {*rivals, *contenders} and len(record["runs"]) == seeds
     for run in record["runs"]:
         for name in contenders:
             curve = run["curves"][name]
             assert curve["steps"] == list(range(1, 26)) and len(curve["loss"]) == 25
-            assert run["loss"]["letters"][name]["5"] == pytest.approx(curve["loss"][4])
+            assert run["loss"]["letters"][name]["25"] == pytest.approx(curve["loss"][24])
         losses = run["loss"]["letters"]
         assert losses["Adam"]["25"] == pytest.approx(run["curves"]["Adam tuned for 25"]["loss"][24])
         # Of all rates, that of tuning is one.
@@ -471,3 +471,18 @@ def test_the_experiment_runs_with_all_contenders(monkeypatch, tmp_path):
     check_record(record, ["MLP, NRES", "LSTM, NRES", "MLP, PES", "MLP, full unrolls", "MLP, truncated"], 2)
     first, second = (run["loss"]["letters"]["MLP, PES"]["25"] for run in record["runs"])
     assert first != second
+
+
+@pytest.mark.slow
+def test_the_experiment_runs_on_digits(monkeypatch, tmp_path, shared):
+    """Letters are judged no further than the horizon, and the rate that nobody knows on the digits alone."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "experiments")
+    monkeypatch.setattr(importlib.import_module("learned_optimizer"), "MAPS", 2)
+    data = "--data-dir", str(shared / "data" / "mnist")
+    record = run_experiment(monkeypatch, tmp_path, "--seeds", "1", "--only", "MLP, truncated", *data)
+    digits, letters = record["tables"]["digits"], record["tables"]["letters"]
+    assert set(digits) - set(letters) == {"Adam, best rate"} and set(letters) <= set(digits)
+    assert all(set(row) == {"1", "5", "25"} for name, row in digits.items() if name != "Adam, best rate")
+    assert all(set(row) == {"1", "5"} for row in letters.values())
+    # Five classes: nothing was learned in a step.
+    assert all(1.0 < row["1"]["mean"] < 3.0 for table in (digits, letters) for row in table.values())
