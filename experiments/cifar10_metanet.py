@@ -109,7 +109,8 @@ class Setting(NamedTuple):
     """How large everything is; `judged` validation images judge a training, `trials` trainings what was chosen.
 
     The meta-network takes `meta_steps` steps, each of which goes through a training from each of `starts` starts; of
-    what it then is, was best, and was on the mean of the last third, `tried` trainings each say which to keep.
+    what it then is, was best, and was on the mean of the last third, `tried` trainings each say which to keep. Where it
+    may choose what it begins with, settings are drawn for what `searched` of its steps would have cost.
     """
 
     image_size: int = 16
@@ -130,11 +131,17 @@ class Setting(NamedTuple):
     tried: int = 8
     noisy_steps: int = 3000
     weighed_by: int = 64
+    searched: int = 4
 
     @property
     def equal_cost(self) -> int:
         """As many trainings as learning the meta-network costs."""
-        return DIFFERENTIATED * self.starts * self.meta_steps + 3 * self.tried
+        return self.of_a_step * self.meta_steps + 3 * self.tried
+
+    @property
+    def of_a_step(self) -> int:
+        """As many as a step of it costs."""
+        return DIFFERENTIATED * self.starts
 
 
 FULL = Setting(32, (64, 128), 512, 40000, 10000, 5000, 128, 50, 2000, 18, 2, 0.15, 0.3, 0.15, 3, 8, 20000, 128)
@@ -278,11 +285,15 @@ def judged(lab: Lab, name: str, theta, cost: int, began: float, **more) -> dict:
     }
 
 
-def run_meta_network(lab: Lab, rate: float = 0.01) -> dict:
-    """Learn the meta-network over trainings, beginning with a learning rate, and judge what it came to."""
-    began = time.perf_counter()
-    state, thetas = lab.programs["begin"](meta_network(RANGES, default_setting(rate)).init(lab.key)), []
-    for index in range(lab.setting.meta_steps):
+def run_meta_network(lab: Lab, start: Hypers | None = None) -> dict:
+    """Learn the meta-network over trainings, from a setting or from the best of a few, and judge what it came to."""
+    began, meta_steps = time.perf_counter(), lab.setting.meta_steps
+    if start is None:
+        # Instead of some of its steps.
+        meta_steps, tried = meta_steps - lab.setting.searched, max(1, lab.setting.tried // 2)
+        start = best_drawn(lab, lab.setting.searched * lab.setting.of_a_step - 3 * tried, tried).hypers
+    state, thetas = lab.programs["begin"](meta_network(RANGES, start).init(lab.key)), []
+    for index in range(meta_steps):
         key = jax.random.fold_in(jax.random.fold_in(lab.key, 20), index)
         params = jax.vmap(lab.init)(jax.random.split(key, lab.setting.starts))
         state, _ = lab.programs["step"](state, params, lab.training, lab.validation, key)
@@ -290,19 +301,30 @@ def run_meta_network(lab: Lab, rate: float = 0.01) -> dict:
     last = thetas[-max(1, len(thetas) // 3) :]
     # Two starts a step are too few to say which theta was the best, so that other trainings do.
     candidates = [state.theta, state.best_theta, jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *last)]
-    kept = best_tried(lab, "meta-network", candidates)
+    kept = best_tried(lab, "meta-network", candidates, lab.setting.tried)
     counts = {"diverged": int(state.diverged), "skipped": int(state.skipped)}
     return judged(lab, "meta-network", kept, lab.setting.equal_cost, began, **counts)
 
 
-def best_tried(lab: Lab, name: str, candidates: list):
+def best_tried(lab: Lab, name: str, candidates: list, times: int):
     """Keep the one with the highest mean accuracy on validation images, of trainings from the same few starts."""
 
     def tried(theta):
-        trained = [train(lab, name, theta, 500 + trial).params for trial in range(lab.setting.tried)]
+        trained = [train(lab, name, theta, 500 + trial).params for trial in range(times)]
         return np.mean([measure(lab, params, ["validation"])["validation"] for params in trained])
 
     return max(candidates, key=tried)
+
+
+def best_drawn(lab: Lab, number: int, times: int, fall: float = 0.0) -> Fixed:
+    """Train once with each of so many settings that are drawn by chance, and keep the best of three of them, tried."""
+    key = jax.random.fold_in(lab.key, 1)
+    # The first few are the same however many there are.
+    drawn = [Fixed(draw_setting(jax.random.fold_in(key, index)), fall) for index in range(number)]
+    trained = (train(lab, "fixed", fixed, 0).params for fixed in drawn)
+    # Test images are for what is kept. Of what diverged the accuracy is that of guessing.
+    found = [measure(lab, params, ["validation"])["validation"] for params in trained]
+    return best_tried(lab, "fixed", [drawn[place] for place in np.argsort(found)[-3:]], times)
 
 
 def run_online(lab: Lab) -> dict:
@@ -319,21 +341,15 @@ def run_online(lab: Lab) -> dict:
 
 def random_search(lab: Lab, fall: float = 0.0) -> dict:
     """Train once with each of as many settings as the cost allows, and try the best three as the meta-networks are."""
-    began = time.perf_counter()
-    number = lab.setting.equal_cost - 3 * lab.setting.tried
-    keys = jax.random.split(jax.random.fold_in(lab.key, 1), number)
-    drawn = [Fixed(draw_setting(key), fall) for key in keys]
-    trained = (train(lab, "fixed", fixed, 0).params for fixed in drawn)
-    # Test images are for what is kept. Of what diverged the accuracy is that of guessing.
-    found = [measure(lab, params, ["validation"])["validation"] for params in trained]
-    kept = best_tried(lab, "fixed", [drawn[place] for place in np.argsort(found)[-3:]])
-    return judged(lab, "fixed", kept, lab.setting.equal_cost, began)
+    began, setting = time.perf_counter(), lab.setting
+    kept = best_drawn(lab, setting.equal_cost - 3 * setting.tried, setting.tried, fall)
+    return judged(lab, "fixed", kept, setting.equal_cost, began)
 
 
 def best_rate(lab: Lab) -> dict:
     """Keep the best of the fixed rates."""
     began = time.perf_counter()
-    kept = best_tried(lab, "fixed", [Fixed(default_setting(rate)) for rate in RATES])
+    kept = best_tried(lab, "fixed", [Fixed(default_setting(rate)) for rate in RATES], lab.setting.tried)
     return judged(lab, "fixed", kept, len(RATES) * lab.setting.tried, began)
 
 
@@ -367,20 +383,21 @@ def compare_starts(lab: Lab) -> dict[str, dict]:
     for name, rate in (("too small", chosen / FAR), ("too large", chosen * FAR)):
         fixed = judged(lab, "fixed", Fixed(default_setting(rate)), 0, time.perf_counter())
         found[f"rate {FAR:g} times {name}, fixed"] = fixed
-        found[f"rate {FAR:g} times {name}, meta-network"] = run_meta_network(lab, rate)
+        found[f"rate {FAR:g} times {name}, meta-network"] = run_meta_network(lab, default_setting(rate))
     return found
 
 
-def compare_weights(lab: Lab) -> dict[str, dict]:
-    """Plain training and re-weighting on flipped labels, the same number of steps, in fifths that are all judged.
+def train_on_flipped(lab: Lab, ways: dict) -> dict[str, dict]:
+    """Train on flipped labels, all for the same number of steps, in fifths that are judged.
 
     Each fifth goes on from where the one before ended, without momentum at first.
     """
     found, fixed = {}, jax.tree.map(jnp.float32, Fixed(default_setting()))
-    for name, data in (("plain", lab.noisy), ("re-weighting", (lab.noisy, lab.validation))):
+    for name, data in ways.items():
         began, params, parts = time.perf_counter(), lab.init(lab.key), []
+        program = lab.programs[name.partition(",")[0]]
         for part in range(5):
-            params = lab.programs[name](fixed, params, data, jax.random.fold_in(lab.key, 30 + part)).params
+            params = program(fixed, params, data, jax.random.fold_in(lab.key, 30 + part)).params
             parts.append(measure(lab, params))
         more = {"trainings": 1, "seconds": time.perf_counter() - began, "on the way": parts}
         found[f"flipped labels, {name}"] = {**parts[-1], **more}
@@ -389,7 +406,25 @@ def compare_weights(lab: Lab) -> dict[str, dict]:
     return found
 
 
-PARTS = {"tuning": compare_tuning, "starts": compare_starts, "weights": compare_weights, "falling": compare_falling}
+def compare_weights(lab: Lab) -> dict[str, dict]:
+    """Plain training and re-weighting on flipped labels."""
+    return train_on_flipped(lab, {"plain": lab.noisy, "re-weighting": (lab.noisy, lab.validation)})
+
+
+def compare_clean(lab: Lab) -> dict[str, dict]:
+    """Train on the clean images that re-weighting looks at: half of them, while the others say when to stop."""
+    half = lab.setting.validation // 2
+    first, second = (
+        jax.tree.map(lambda leaf, cut=cut: leaf[cut], lab.validation) for cut in (slice(half), slice(half, None))
+    )
+    both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), lab.noisy, first)
+    ways = {"plain, clean images added": both, "plain, clean images alone": first}
+    return train_on_flipped(lab._replace(validation=second), ways)
+
+
+PARTS = {"tuning": compare_tuning, "starts": compare_starts, "weights": compare_weights}
+# Rivals that are stronger than those that are asked for.
+PARTS |= {"falling": compare_falling, "clean": compare_clean}
 ASKED = ["tuning", "starts", "weights"]
 DIFFERENCES = (
     ("meta-network", "default"),
@@ -401,6 +436,8 @@ DIFFERENCES = (
     ("rate 30 times too large, meta-network", "best fixed rate"),
     ("flipped labels, re-weighting", "flipped labels, plain"),
     ("flipped labels, re-weighting, stopped by validation", "flipped labels, plain, stopped by validation"),
+    ("flipped labels, re-weighting", "flipped labels, plain, clean images added, stopped by validation"),
+    ("flipped labels, re-weighting", "flipped labels, plain, clean images alone, stopped by validation"),
 )
 
 
@@ -437,13 +474,13 @@ def main(arguments=None) -> dict:
     parser.add_argument("--data-dir", type=Path, help="folder with CIFAR-10; a download without")
     add_seeds(parser)
     parser.add_argument("--steps", type=int, help="steps of a tuned training, a multiple of those of a round")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=ASKED, help="default: all but falling")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=ASKED, help=f"default: {' '.join(ASKED)}")
     parser.add_argument("--smoke", action="store_true", help="noise for images, a tiny network: does it run?")
     parser.add_argument("--out", type=Path, help="folder for cifar10_metanet.json")
     options = parser.parse_args(arguments)
     setting = FULL if options.full else Setting()
     if options.smoke:
-        setting = Setting(4, (2, 2), 4, 60, 20, 4, 4, 2, 8, 1, 2, 0.15, 0.3, 0.15, 1, 1, 20, 4)
+        setting = Setting(4, (2, 2), 4, 60, 20, 4, 4, 2, 8, 2, 2, 0.15, 0.3, 0.15, 1, 1, 20, 4, 1)
     setting = setting._replace(steps=options.steps or setting.steps)
     began = time.perf_counter()
     load = partial(load_cifar10_arrays, data_dir=options.data_dir, image_size=setting.image_size)

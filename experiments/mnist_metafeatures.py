@@ -74,7 +74,16 @@ from jaxmeta import (
 from jaxmeta.data.episodes import task_keys
 from jaxmeta.metrics import paired_difference
 from jaxmeta.plots import plot_series
-from jaxmeta.tuning import Experience, Pca, fit_pca, project, task_features, warm_start
+from jaxmeta.tuning import (
+    Experience,
+    Pca,
+    fit_pca,
+    learned_maml,
+    mlp_optimizer,
+    project,
+    task_features,
+    warm_start,
+)
 
 SHOTS, QUERIES, COMPONENTS, OTHERS = (1, 5, 10, 50), 50, 50, 3
 TRAIN_DIGITS, KNOWN_DIGITS, TEST_DIGITS = (0, 1, 2, 3, 5), (4,), (6, 7, 8, 9)
@@ -91,11 +100,27 @@ SCRATCH = tuple(
 )
 NEAREST = nearest(MODEL, ways=2, criterion=CRITERIA["classification"])
 META = meta_sgd(MODEL, inner_lr=0.1, num_steps=META_STEPS)
+OPTIMIZER = mlp_optimizer(hidden=(8, 8), step_size=0.01, horizon=META_STEPS)
+
+
+def by_optimizer(factor: float) -> MetaLearner:
+    """Make the meta-model whose steps, so many times as long, a learned optimiser takes."""
+
+    def transform(weights):
+        return optax.chain(OPTIMIZER.transform(weights), optax.scale(factor))
+
+    begin = partial(OPTIMIZER.as_sgd, rate=0.1)
+    return learned_maml(MODEL, OPTIMIZER._replace(transform=transform), begin=begin, num_steps=META_STEPS)
+
+
+BY_OPTIMIZER = {factor: by_optimizer(factor) for factor in (1.0, 2.0, 4.0)}
 WIDTH = 0.3
 DIFFERENCES = (
     ("meta-model", "scratch"),
     ("meta-model, warm start", "scratch, warm start"),
     ("meta-model", "nearest example"),
+    ("meta-model, learned optimiser", "scratch"),
+    ("meta-model, learned optimiser", "meta-model"),
 )
 # What task_features takes for inputs that are principal components already.
 AS_THEY_ARE = Pca(jnp.zeros(COMPONENTS), jnp.eye(COMPONENTS), jnp.ones(COMPONENTS))
@@ -183,27 +208,26 @@ def accuracies(learner: MetaLearner, meta_params, episodes: Episode, key, num_st
     return jax.lax.map(lambda task: of_task(*task), (episodes, keys), batch_size=50)
 
 
-def train_meta_model(pool: jax.Array, key, num_steps: int):
-    """The training stage: weights and learning rates by exact second-order gradients over tasks of all sizes."""
+def train_meta_model(learner: MetaLearner, pool: jax.Array, key, num_steps: int):
+    """The training stage: where to begin and how to step, by exact second-order gradients over tasks of all sizes."""
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, num_steps))
     source = TaskSource(sample_tasks, Tasks(pool, jnp.int32(0)), SPEC)
-    state = init_train_state(key, META, optimizer, source, num_tasks=16)
-    state = fit(
-        make_train_step(META, optimizer), state, source, key, num_tasks=16, num_steps=num_steps, steps_per_call=100
-    )
-    return state.meta_params
+    state = init_train_state(key, learner, optimizer, source, num_tasks=16)
+    step = make_train_step(learner, optimizer)
+    return fit(step, state, source, key, num_tasks=16, num_steps=num_steps, steps_per_call=100).meta_params
 
 
-def all_scores(theta, episodes: Episode, key) -> dict[str, jax.Array]:
-    """Try every configuration of both ways on every task: `[tasks, configurations]`."""
-    meta = []
+def all_scores(theta, by_optimizer, episodes: Episode, key) -> dict[str, jax.Array]:
+    """Try every configuration of every way on every task: `[tasks, configurations]`."""
+    meta, optimized = [], []
     for factor, steps in META_CONFIGURATIONS:
         rates = jax.tree.map(lambda rate, factor=factor: factor * rate, theta["rates"])
         meta.append(accuracies(META, theta | {"rates": rates}, episodes, key, steps))
+        optimized.append(accuracies(BY_OPTIMIZER[factor], by_optimizer, episodes, key, steps))
     fresh = [
         accuracies(learner, learner.init(key, episodes.support.inputs[0])[0], episodes, key) for learner in SCRATCH
     ]
-    return {"meta": jnp.stack(meta, 1), "scratch": jnp.stack(fresh, 1)}
+    return {"meta": jnp.stack(meta, 1), "optimizer": jnp.stack(optimized, 1), "scratch": jnp.stack(fresh, 1)}
 
 
 def features_of(episodes: Episode) -> jax.Array:
@@ -225,22 +249,24 @@ def run_seed(
     """
     pools = load_pools(data_dir, seed, number_of_maps)
     key_train, key_known, key_test, key = jax.random.split(jax.random.key(seed), 4)
-    theta = train_meta_model(pools["train"], key_train, num_steps)
+    theta, by_optimizer = (
+        train_meta_model(learner, pools["train"], key_train, num_steps) for learner in (META, BY_OPTIMIZER[1.0])
+    )
     draw = jax.jit(partial(sample_tasks, spec=SPEC, num_tasks=num_tasks))
     known = {
         shots: draw(jax.random.fold_in(key_known, shots), Tasks(pools["known"], jnp.int32(shots))) for shots in SHOTS
     }
-    tried = {shots: all_scores(theta, episodes, key) for shots, episodes in known.items()}
+    tried = {shots: all_scores(theta, by_optimizer, episodes, key) for shots, episodes in known.items()}
     features = jnp.concatenate([features_of(episodes) for episodes in known.values()])
     experience = {
         way: Experience(features, jnp.concatenate([tried[shots][way] for shots in SHOTS]))
-        for way in ("meta", "scratch")
+        for way in ("meta", "optimizer", "scratch")
     }
     results: dict[str, dict[int, float]] = {}
     configurations: dict[str, dict[int, dict]] = {}
     for shots in SHOTS:
         episodes = draw(jax.random.fold_in(key_test, shots), Tasks(pools["test"], jnp.int32(shots)))
-        scores, described = all_scores(theta, episodes, key), features_of(episodes)
+        scores, described = all_scores(theta, by_optimizer, episodes, key), features_of(episodes)
         chosen = {way: choose(experience[way], described) for way in scores}
         best = {way: int(found.mean(0).argmax()) for way, found in tried[shots].items()}
         neighbour = accuracies(NEAREST, {}, episodes, key)
@@ -250,6 +276,7 @@ def run_seed(
             "nearest example": neighbour,
             "meta-model": scores["meta"][:, best["meta"]],
             "meta-model, warm start": jnp.take_along_axis(scores["meta"], chosen["meta"][:, None], 1),
+            "meta-model, learned optimiser": scores["optimizer"][:, best["optimizer"]],
         }
         for way, values in of_way.items():
             results.setdefault(way, {})[shots] = float(values.mean())

@@ -495,13 +495,13 @@ def test_what_cannot_be_tuned_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parts", [["weights"], ["tuning", "starts", "weights", "falling"]])
+@pytest.mark.parametrize("parts", [["weights"], ["tuning", "starts", "weights", "falling", "clean"]])
 def test_the_experiment_runs(tmp_path, parts):
     """On noise in place of images."""
     experiment = load_experiment("cifar10_metanet")
     experiment.main(["--smoke", "--seeds", "2", "--out", str(tmp_path), "--parts", *parts])
     report = json.loads((tmp_path / "cifar10_metanet.json").read_text())
-    assert (len(report["results"]), len(report["differences"])) == ((14, 9) if len(parts) > 1 else (4, 2))
+    assert (len(report["results"]), len(report["differences"])) == ((18, 11) if len(parts) > 1 else (4, 2))
     for found in report["results"].values():
         assert len(found) == 2 and all(0 <= result["test"] <= 100 for result in found)
     if len(parts) > 1:

@@ -263,7 +263,7 @@ def test_the_experiment_runs(shared, tmp_path):
     (of_seed,) = seeds("--seeds", "1", "--first-seed", "1")
     # Alone or beside another, a seed gives the same figures.
     assert two[0] != two[1] == of_seed
-    assert len(of_seed) == 5 and (tmp_path / "accuracy.png").stat().st_size > 0
+    assert len(of_seed) == 6 and (tmp_path / "accuracy.png").stat().st_size > 0
     # Nothing was learned in four steps, and a perceptron from scratch knows a digit from fifty examples all the same.
     assert all(set(found) == {"1", "5", "10", "50"} for found in of_seed.values())
     (chosen,) = json.loads((tmp_path / "result.json").read_text())["chosen"]
