@@ -165,6 +165,7 @@ def describe(
     described += ("augment",) if config.augment else ()
     # JSON knows no infinity: a diverged adaptation is null.
     mean, ci95 = (value if np.isfinite(value) else None for value in (estimate.mean, estimate.ci95))
+    lost = int((~np.isfinite(estimate.per_task)).sum())
     # What the challenge is told by.
     error = {"error": 1 - mean} if protocol.episodes_from == CHALLENGE and mean is not None else {}
     return {
@@ -172,6 +173,7 @@ def describe(
         **error,
         "ci95": ci95,
         "episodes": evaluation.num_tasks,
+        **({"diverged_episodes": lost} if lost else {}),
         "split": protocol.part,
         **{name: getattr(config, name) for name in described},
         "dataset": protocol.dataset,

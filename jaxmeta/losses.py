@@ -51,7 +51,9 @@ def cross_entropy(outputs: jax.Array, targets: jax.Array, weights: jax.Array) ->
 
 
 def accuracy(outputs: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-    """Compute the share of examples whose largest logit is at the true class, in [0, 1].
+    """Compute the share of examples whose largest logit is at the true class, in [0, 1], or NaN where a logit is NaN.
+
+    An adaptation that diverged has no accuracy: to count it as the first class would be to call it guessing.
 
     Args:
       outputs: Logits `[examples, ways]`.
@@ -66,7 +68,9 @@ def accuracy(outputs: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.
       >>> float(accuracy(jnp.eye(2), jnp.array([0, 0]), jnp.ones(2)))
       0.5
     """
-    return weighted_mean((jnp.argmax(outputs, -1) == targets).astype(outputs.dtype), weights)
+    share = weighted_mean((jnp.argmax(outputs, -1) == targets).astype(outputs.dtype), weights)
+    lost = jnp.isnan(outputs).any(-1) & (weights > 0)
+    return jnp.where(lost.any(), jnp.nan, share)
 
 
 def mean_squared_error(outputs: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """Named configurations, and what a dataset or an algorithm starts from."""
 
 import dataclasses
+import math
 from typing import Any
 
 from jaxmeta.config import Config
@@ -104,6 +105,10 @@ DEFAULT_PRESETS = {
     "folder": "folder-maml-5w1s",
 }
 
+# Where a class has no more than this, and where it may have less than any number.
+IMAGES_OF_A_CLASS = {"glyphs": 20, "omniglot": 20}
+UNEVEN = ("faces", "folder")
+
 _NO_LOOP = {"inner_steps": 0, "eval_inner_steps": 0}
 # A head on frozen features; a hundred steps are what the paper's passes through a support set come to. A step of
 # training is on 160 images, in two batches for the statistics of normalisation.
@@ -160,11 +165,14 @@ def with_algorithm(config: Config, algorithm: str) -> Config:
       The configuration.
 
     Example:
-      >>> with_algorithm(PRESETS["glyphs-maml-5w1s"], "protonet").inner_steps
-      0
+      >>> config = with_algorithm(PRESETS["glyphs-maml-5w1s"], "protonet")
+      >>> config.inner_steps, config.queries
+      (0, 5)
     """
     defaults = dict(ALGORITHM_DEFAULTS[algorithm])
     if "queries" in defaults:
-        # Few images of a class must do for another algorithm, too.
-        defaults["queries"] = min(config.queries, defaults["queries"])
+        # The paper's number or the dataset's, whichever is more, as far as a class has images: MAML needs one alone.
+        most = IMAGES_OF_A_CLASS.get(config.dataset, math.inf) - config.shots
+        wanted = max(config.queries, min(defaults["queries"], most))
+        defaults["queries"] = config.queries if config.dataset in UNEVEN else int(wanted)
     return dataclasses.replace(config, algorithm=algorithm, **defaults)

@@ -344,6 +344,16 @@ def test_a_diverged_evaluation_is_null(tmp_path, capsys):
     assert "Infinity" not in out + (run / "metrics.jsonl").read_text() and "NaN" not in out
 
 
+@pytest.mark.slow
+def test_a_diverged_adaptation_has_no_accuracy(tmp_path, capsys):
+    """It is not that of guessing, and the tasks are counted."""
+    sizes = "--model mlp --steps 2 --tasks 2 --validation-episodes 4 --eval-episodes 6 --metagrad first_order".split()
+    run = ["--inner-lr", "1e8", "--inner-steps", "1", "--eval-inner-steps", "100", "--out", str(tmp_path / "run")]
+    assert main(["train", *sizes, *run]) == 0
+    result = last_json(capsys.readouterr().out)
+    assert result["accuracy"] is None and result["diverged_episodes"] == 6
+
+
 def test_a_run_is_not_continued_with_other_settings(tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["train", *SINUSOID, "--steps", "5", "--out", str(run)]) == 0

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from conftest import flat_model
-from jaxmeta import CRITERIA, estimate, evaluate, load_sinusoid, make_evaluator, maml, mlp, task_source
+from jaxmeta import CRITERIA, accuracy, estimate, evaluate, load_sinusoid, make_evaluator, maml, mlp, task_source
 from jaxmeta.data import EpisodeSpec
 
 
@@ -78,3 +78,11 @@ def test_more_inner_steps_adapt_further():
         result = evaluator(meta_params, state, source._replace(sample=sample), jax.random.key(1), 200)
         means.append(result.metrics["mse"].mean)
     assert means[0] > means[1] > means[2]
+
+
+def test_logits_that_are_no_numbers_have_no_accuracy():
+    """Whatever argmax says of them; padding says nothing, and infinite logits are numbers."""
+    targets, weights = jnp.array([0, 0, 1]), jnp.array([1.0, 1.0, 0.0])
+    outputs = jnp.array([[1.0, 0.0], [-jnp.inf, 0.0], [jnp.nan, 0.0]])
+    assert float(accuracy(outputs, targets, weights)) == 0.5
+    assert np.isnan(accuracy(outputs, targets, jnp.ones(3)))

@@ -240,7 +240,7 @@ class NamedByOthers(nnx.Module):
     """Normalisations of either kind, with and without statistics, whose names say nothing."""
 
     def __init__(self, rngs):
-        self.first, self.bn = nnx.Linear(4, 3, rngs=rngs), nnx.BatchNorm(3, rngs=rngs)
+        self.first, self.bn = nnx.Linear(4, 3, rngs=rngs), nnx.BatchNorm(3, momentum=0.0, rngs=rngs)
         self.ln = nnx.LayerNorm(3, rngs=rngs)
 
     def __call__(self, inputs):
@@ -250,7 +250,9 @@ class NamedByOthers(nnx.Module):
 class NamedInLinen(nn.Module):
     @nn.compact
     def __call__(self, inputs, train):
-        hidden = nn.BatchNorm(use_running_average=not train, use_scale=False, name="bn")(nn.Dense(3)(inputs))
+        hidden = nn.BatchNorm(use_running_average=not train, use_scale=False, momentum=0.0, name="bn")(
+            nn.Dense(3)(inputs)
+        )
         return nn.GroupNorm(num_groups=1, name="gn")(hidden)
 
 
@@ -276,7 +278,7 @@ def test_normalisations_are_told_by_what_they_are_and_not_by_name(model, expecte
 
 def test_a_state_without_a_scale_or_shift_is_warned_of():
     model = from_nnx(
-        lambda rngs: nnx.BatchNorm(4, use_scale=False, use_bias=False, rngs=rngs),
+        lambda rngs: nnx.BatchNorm(4, use_scale=False, use_bias=False, momentum=0.0, rngs=rngs),
         lambda rngs: nnx.Linear(4, 2, rngs=rngs),
     )
     with pytest.warns(UserWarning, match="finds no scale or shift of a normalisation"):

@@ -14,6 +14,7 @@ from jaxmeta.config import Config, ConfigError
 from jaxmeta.data.cache import write_dataset
 from jaxmeta.data.episodes import sample_episodes
 from jaxmeta.judgement import protocol_of, source_of, tasks_hash
+from jaxmeta.presets import PRESETS, with_algorithm
 from jaxmeta.request import requested
 from jaxmeta.workspace import open_workspace, state_like
 
@@ -59,6 +60,24 @@ def test_inner_steps_of_a_learner_without_a_loop_are_refused():
     # What a paper says of inner steps is nothing to it either.
     assert requested(OWN, CONFIG, Request(inner_steps=0)).eval_inner_steps == 0
     assert requested(OWN, CONFIG, Request("maml")).eval_inner_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("preset", "algorithm", "queries"),
+    [
+        ("omniglot-maml-5w1s", "maml", 1),
+        ("omniglot-maml-5w1s", "protonet", 5),
+        ("omniglot-maml-5w1s", "reptile", 9),
+        ("omniglot-maml-5w1s", "baseline", 15),
+        ("omniglot-maml-5w5s", "baseline", 15),  # All that a class has.
+        ("glyphs-maml-5w1s", "relation", 5),
+        ("mini-imagenet-maml-5w1s", "protonet", 15),  # The dataset's, which is more.
+        ("faces-maml-5w1s", "protonet", 1),  # A face may have two images.
+    ],
+)
+def test_an_algorithm_is_trained_with_the_queries_of_its_paper(preset, algorithm, queries):
+    """What MAML needs is not what others do."""
+    assert with_algorithm(PRESETS[preset], algorithm).queries == queries
 
 
 def test_ways_and_shots_are_asked_for_beside_a_preset():

@@ -87,6 +87,27 @@ class NnxNet(nnx.Module):
         return self.second(self.dropout(nnx.relu(self.norm(self.first(inputs)))))
 
 
+@pytest.mark.parametrize("momentum", [0.99, 0.9])
+def test_normalisation_that_keeps_a_running_mean_is_refused(momentum):
+    """Of which a support set would be a hundredth, and what is called inductive would not be."""
+
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, inputs, train):
+            return nn.BatchNorm(use_running_average=not train, momentum=momentum)(inputs)
+
+    class Nnx(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = nnx.BatchNorm(4, momentum=momentum, rngs=rngs)
+
+        def __call__(self, inputs):
+            return self.norm(inputs)
+
+    for make in (lambda: from_linen(Linen()).init(jax.random.key(0), jnp.ones([3, 4])), lambda: from_nnx(Nnx)):
+        with pytest.raises(ValueError, match=f"BatchNorm of momentum {momentum} keeps a running mean"):
+            make()
+
+
 @pytest.mark.parametrize("model", [from_linen(LinenNet()), from_nnx(NnxNet)], ids=["linen", "nnx"])
 def test_foreign_modules_keep_statistics_and_can_be_adapted(model):
     inputs = jax.random.normal(jax.random.key(0), [16, 4]) * 3 + 1

@@ -252,6 +252,10 @@ def test_batch_norm_keeps_the_statistics_of_its_batch():
     by_first = norm.apply({**variables, **kept}, second, train=False)
     mean, variance = batch_statistics(first)
     np.testing.assert_allclose(by_first, (second - mean) / jnp.sqrt(variance + 1e-5), atol=1e-4)
+    # Of no examples at all there is nothing to keep.
+    by_none, same = norm.apply({**variables, **kept}, second, train=True, weights=jnp.zeros(8), mutable=["batch_stats"])
+    np.testing.assert_allclose(by_none, by_first, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, same, kept)
 
 
 def test_max_pool_equals_xla_and_drops_the_last_odd_row():

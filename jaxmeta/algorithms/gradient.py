@@ -79,7 +79,7 @@ def gradient_learner(
 
     def objective(phi, theta, state, data, key):
         support, index = data
-        batch = support if batch_size is None else mini_batch(key, support, batch_size)
+        batch = support if batch_size is None else mini_batch(jax.random.fold_in(key, 1), support, batch_size)
         params = adaptation.params(phi, theta, index)
         outputs, state = model.apply(params, state, batch.inputs, key=key, train=True, weights=batch.weights)
         return criterion.loss(outputs, batch.targets, batch.weights), state

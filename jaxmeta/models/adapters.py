@@ -54,6 +54,10 @@ def from_linen(body: nn.Module, head: nn.Module | None = None) -> Model:
     Returns:
       A `Model`.
 
+    Raises:
+      ValueError: in `init`, for an `nn.BatchNorm` that keeps a running mean: what a support set leaves behind are to be
+        its statistics. Give it momentum=0.0, or take `jaxmeta.nn.BatchNorm`, which knows padding too.
+
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp
       >>> model = from_linen(nn.Dense(8), nn.Dense(2))
@@ -67,7 +71,8 @@ def from_linen(body: nn.Module, head: nn.Module | None = None) -> Model:
     def init_part(module, key, inputs):
         key_params, key_dropout = jax.random.split(key)
         keys = {"params": key_params, "dropout": key_dropout}
-        outputs, variables = module.init_with_output(keys, inputs, **_options(module, True, None))
+        with nn.intercept_methods(_without_running_means):
+            outputs, variables = module.init_with_output(keys, inputs, **_options(module, True, None))
         return outputs, variables.pop("params", {}), variables
 
     def apply_part(name, params, state, inputs, key, train, weights):
@@ -94,6 +99,9 @@ def from_nnx(make_body: Callable[[nnx.Rngs], nnx.Module], make_head: Callable | 
       A `Model`. Parameters are the module's `nnx.Param`; random streams start from the key of each
       call; everything else it holds is state.
 
+    Raises:
+      ValueError: for an `nnx.BatchNorm` that keeps a running mean, as `from_linen`.
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from flax import nnx
@@ -105,10 +113,12 @@ def from_nnx(make_body: Callable[[nnx.Rngs], nnx.Module], make_head: Callable | 
     """
     makers = {"body": make_body} if make_head is None else {"body": make_body, "head": make_head}
     # Built once without arrays, for the structure that parameters are put back into.
-    blueprints = {
-        name: nnx.split(nnx.eval_shape(lambda make=make: make(nnx.Rngs(0))), nnx.Param, nnx.RngState, ...)
-        for name, make in makers.items()
-    }
+    built = {name: nnx.eval_shape(lambda make=make: make(nnx.Rngs(0))) for name, make in makers.items()}
+    for module in built.values():
+        for _, part in nnx.iter_graph(module):
+            if isinstance(part, nnx.BatchNorm):
+                _check_momentum("nnx", part.momentum)
+    blueprints = {name: nnx.split(module, nnx.Param, nnx.RngState, ...) for name, module in built.items()}
 
     def run(name, params, rest, inputs, key, train, weights):
         graph, param_shapes, noise_shapes, rest_shapes = blueprints[name]
@@ -162,6 +172,22 @@ def _without_dropout(call, args, kwargs, context):
     if isinstance(context.module, nn.Dropout) and context.method_name == "__call__":
         return args[0]
     return call(*args, **kwargs)
+
+
+def _without_running_means(call, args, kwargs, context):
+    """Refuse what keeps an average over calls, of which a support set would be a small part."""
+    if isinstance(context.module, nn.BatchNorm):
+        _check_momentum("nn", context.module.momentum)
+    return call(*args, **kwargs)
+
+
+def _check_momentum(whose: str, momentum: float) -> None:
+    if momentum != 0:
+        raise ValueError(
+            f"{whose}.BatchNorm of momentum {momentum} keeps a running mean, of which a support set changes a share of "
+            f"{1 - momentum:.2g}. Give it momentum=0.0, so that it keeps the statistics of its last batch, or take "
+            "jaxmeta.nn.BatchNorm."
+        )
 
 
 def _compose(parts, init_part, apply_part) -> Model:

@@ -45,7 +45,7 @@ class BatchNorm(nn.Module):
 
     In training it normalises by the (weighted) statistics of its inputs and
     stores them in the collection `batch_stats`; otherwise it uses the stored ones. An
-    inner loop thus leaves the statistics of the support set behind.
+    inner loop thus leaves the statistics of the support set behind. A batch of padding alone leaves them as they were.
 
     Source: Ioffe and Szegedy, 2015, arXiv 1502.03167.
 
@@ -72,6 +72,10 @@ class BatchNorm(nn.Module):
         kept_variance = self.variable("batch_stats", "variance", jnp.ones, shape, kept)
         if train:
             mean, variance = batch_statistics(inputs, weights)
+            if weights is not None:
+                # Of no examples there are no statistics: those that are kept stay.
+                some = jnp.sum(weights) > 0
+                mean, variance = jnp.where(some, mean, kept_mean.value), jnp.where(some, variance, kept_variance.value)
             if not self.is_initializing():
                 kept_mean.value, kept_variance.value = mean, variance
         else:
