@@ -51,7 +51,7 @@ import numpy as np
 import optax
 from seeds import add_seeds, each_seed
 
-from jaxmeta import Batch, estimate, inner_loop
+from jaxmeta import METAGRADS, Batch, estimate, inner_loop
 from jaxmeta.data import load_cifar10_arrays
 from jaxmeta.metrics import paired_difference
 from jaxmeta.tuning import (
@@ -102,6 +102,7 @@ class Setting(NamedTuple):
     rivals: int = 20  # At most; as many as the search has cost.
     starts: int = 3
     space: Space = Space()
+    metagrad: str = "unrolled"  # How the second order goes through the step.
 
 
 FULL = Setting(32, 50_000, 5_000, 10_000, 60, space=Space(widths=(16, 32, 64)))
@@ -193,7 +194,8 @@ def trainer(architecture: Architecture, data: Data, setting: Setting) -> Train:
 def make_search(lookahead: int, setting: Setting) -> Callable:
     """Make what searches and reads the network off, with the seconds it took and the updates that were skipped."""
     every = supernet(setting.space, CLASSES)
-    looking = architecture_search(every, HYPERS, batch_size=BATCH_SIZE, lookahead=lookahead)
+    strategy = METAGRADS[setting.metagrad]()
+    looking = architecture_search(every, HYPERS, batch_size=BATCH_SIZE, lookahead=lookahead, metagrad=strategy)
 
     @jax.jit
     def run(key, training, validation):
@@ -296,9 +298,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--search-steps", type=int, help="in place of the setting's")
     parser.add_argument("--train-steps", type=int, help="in place of the setting's")
     parser.add_argument("--rivals", type=int, help="random networks at most, in place of the setting's")
+    parser.add_argument(
+        "--metagrad", choices=("unrolled", "mixed_mode"), help="of the second order; mixed_mode takes less memory"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10-architecture"), help="folder of the figures")
     options = parser.parse_args(arguments)
-    given = {name: getattr(options, name) for name in ("search_steps", "train_steps", "rivals")}
+    given = {name: getattr(options, name) for name in ("search_steps", "train_steps", "rivals", "metagrad")}
     setting = (FULL if options.full else Setting())._replace(**{name: n for name, n in given.items() if n is not None})
     began = time.perf_counter()
     if setting.rivals < 1:

@@ -103,7 +103,7 @@ META = meta_sgd(MODEL, inner_lr=0.1, num_steps=META_STEPS)
 OPTIMIZER = mlp_optimizer(hidden=(8, 8), step_size=0.01, horizon=META_STEPS)
 
 
-def by_optimizer(factor: float) -> MetaLearner:
+def meta_model_by_optimizer(factor: float) -> MetaLearner:
     """Make the meta-model whose steps, so many times as long, a learned optimiser takes."""
 
     def transform(weights):
@@ -113,7 +113,7 @@ def by_optimizer(factor: float) -> MetaLearner:
     return learned_maml(MODEL, OPTIMIZER._replace(transform=transform), begin=begin, num_steps=META_STEPS)
 
 
-BY_OPTIMIZER = {factor: by_optimizer(factor) for factor in (1.0, 2.0, 4.0)}
+BY_OPTIMIZER = {factor: meta_model_by_optimizer(factor) for factor in (1.0, 2.0, 4.0)}
 WIDTH = 0.3
 DIFFERENCES = (
     ("meta-model", "scratch"),

@@ -78,3 +78,10 @@ def test_the_switch_against_every_single_extractor():
     rows = list(reader({"runs": [{"mean": mean}, {"mean": mean | {"switch": 63.0}}]}))
     assert [row.against for row in rows] == ["components", "best single one"]
     assert all(row.what == "switch" and row.figures == [65.0, 63.0] for row in rows) and rows[1].others == [64.0, 64.0]
+
+
+def test_parts_of_more_seeds_are_compared_on_those_that_both_have():
+    reader = load_experiment("comparisons").metanet
+    results = {"default": [1.0, 2.0, 3.0], "meta-network": [2.0, 4.0, 6.0], "random search, falling rates": [5.0]}
+    rows = list(reader({"results": {name: [{"test": value} for value in found] for name, found in results.items()}}))
+    assert [(row.figures, row.others) for row in rows] == [([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]), ([2.0], [5.0])]

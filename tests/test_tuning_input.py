@@ -20,6 +20,7 @@ from jaxmeta.tuning import (
     conv_net,
     dqn,
     fit_pca,
+    landmark_features,
     learned_values,
     lstm_optimizer,
     mixture_of,
@@ -28,6 +29,7 @@ from jaxmeta.tuning import (
     random_extractor,
     raw_of,
     softmax_policy,
+    statistical_features,
     training_environment,
     training_objective,
     value_of,
@@ -132,6 +134,9 @@ def test_what_else_cannot_be_is_refused():
             random_extractor(**options)
     with pytest.raises(ValueError, match="finite inputs"):
         fit_pca(jnp.array([[0.0, 1.0], [jnp.nan, 2.0], [1.0, 1.0]]), 1)
+    for features in (statistical_features, landmark_features):
+        with pytest.raises(ValueError, match="targets from 0 to 1"):
+            features(data._replace(targets=jnp.arange(6) % 3), 2)
     with pytest.raises(ValueError, match="rounds >= 1"):
         average_of_rounds(jnp.zeros(()), jnp.ones(2), 0, 0)
     with pytest.raises(ValueError, match="every score given is NaN"):

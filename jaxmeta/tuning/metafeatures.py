@@ -101,6 +101,9 @@ def statistical_features(batch: Batch, ways: int) -> jax.Array:
     Returns:
       `[7]`.
 
+    Raises:
+      ValueError: targets that are no classes (looked into outside `jit`).
+
     Example:
       >>> batch = Batch(jnp.array([[0.0], [0.0], [4.0], [4.0]]), jnp.array([0, 0, 1, 1]), jnp.ones(4))
       >>> [round(float(value), 3) for value in statistical_features(batch, 2)[:4]]
@@ -109,6 +112,7 @@ def statistical_features(batch: Batch, ways: int) -> jax.Array:
     Source: Michie, Spiegelhalter and Taylor, 1994, "Machine Learning, Neural and Statistical Classification";
     Vanschoren, 2018, arXiv 1810.03548, table 1.
     """
+    _check_targets(batch, ways)
     flat, weights = batch.inputs.reshape(batch.inputs.shape[0], -1), batch.weights
     number = jnp.maximum(weights.sum(), TINY)
     mean = weighted_mean(flat.mean(1), weights)
@@ -159,6 +163,9 @@ def landmark_features(batch: Batch, ways: int) -> jax.Array:
     Returns:
       `[2]`, each in [0, 1]; an example that is the only one of its class counts as wrong.
 
+    Raises:
+      ValueError: as `statistical_features`.
+
     Example:
       >>> batch = Batch(jnp.array([[0.0], [1.0], [9.0], [8.0]]), jnp.array([0, 0, 1, 1]), jnp.ones(4))
       >>> landmark_features(batch, 2).tolist()
@@ -166,6 +173,7 @@ def landmark_features(batch: Batch, ways: int) -> jax.Array:
 
     Source: Pfahringer, Bensusan and Giraud-Carrier, 2000, "Meta-Learning by Landmarking Various Learning Algorithms".
     """
+    _check_targets(batch, ways)
     flat, weights, targets = batch.inputs.reshape(batch.inputs.shape[0], -1), batch.weights, batch.targets
     far = jnp.inf
     # The differences themselves, as in `nearest`.
@@ -195,6 +203,9 @@ def task_features(pca: Pca, batch: Batch, ways: int) -> jax.Array:
     Returns:
       `[9 + 2 * components]`.
 
+    Raises:
+      ValueError: as `statistical_features`.
+
     Example:
       >>> pca = fit_pca(jnp.array([[0.0, 1.0], [2.0, 1.0], [4.0, 1.0]]), 1)
       >>> batch = Batch(jnp.array([[4.0, 1.0], [3.0, 1.0]]), jnp.array([0, 1]), jnp.ones(2))
@@ -203,6 +214,12 @@ def task_features(pca: Pca, batch: Batch, ways: int) -> jax.Array:
     """
     parts = statistical_features(batch, ways), landmark_features(batch, ways), pca_features(pca, batch)
     return jnp.concatenate(parts)
+
+
+def _check_targets(batch: Batch, ways: int) -> None:
+    targets = batch.targets
+    if not isinstance(targets, Tracer) and not bool(((targets >= 0) & (targets < ways)).all()):
+        raise ValueError(f"Features of a task of {ways} ways need targets from 0 to {ways - 1}; given {targets}.")
 
 
 def _class_means(flat: jax.Array, batch: Batch, ways: int) -> tuple[jax.Array, jax.Array]:
