@@ -14,6 +14,7 @@ from jaxmeta.tuning import (
     Hypers,
     Range,
     Space,
+    architecture_search,
     average_of_rounds,
     bandit,
     check_hypers,
@@ -30,6 +31,7 @@ from jaxmeta.tuning import (
     raw_of,
     softmax_policy,
     statistical_features,
+    supernet,
     training_environment,
     training_objective,
     value_of,
@@ -93,6 +95,8 @@ def test_hyper_parameters_that_cannot_be_are_refused(hypers):
         learned_values({}, hypers)
     with pytest.raises(ValueError, match="must be in"):
         training_environment(conv_net(3, widths=(2,), hidden=4), RATES, fixed=hypers)
+    with pytest.raises(ValueError, match="must be in"):
+        architecture_search(supernet(Space(cells=1), 3), hypers, batch_size=2)
 
 
 def test_hyper_parameters_that_are_traced_are_not_looked_into():

@@ -13,7 +13,7 @@ from jaxmeta.inner import inner_loop, meta_grad
 from jaxmeta.metagrad import unrolled
 from jaxmeta.tuning.networks import Network
 from jaxmeta.tuning.supernet import Supernet
-from jaxmeta.tuning.training import Hypers, hyper_sgd, training_objective
+from jaxmeta.tuning.training import Hypers, check_hypers, hyper_sgd, training_objective
 from jaxmeta.tuning.trees import all_finite, choose
 
 
@@ -80,7 +80,7 @@ def architecture_search(
       over its rows), and "skipped".
 
     Raises:
-      ValueError: a lookahead below 0, a dropout, and as `inner_loop`.
+      ValueError: a lookahead below 0, a dropout, and as `check_hypers` and `inner_loop`.
 
     Example:
       >>> from jaxmeta.tuning import Space, supernet
@@ -96,6 +96,7 @@ def architecture_search(
     """
     if lookahead < 0:
         raise ValueError(f"architecture_search needs a lookahead of 0 or more; given {lookahead}.")
+    check_hypers(hypers)
     if isinstance(hypers.dropout, int | float) and hypers.dropout != 0:
         raise ValueError(
             f"architecture_search has no dropout to set; given hypers with {hypers.dropout}. Leave it at 0."
