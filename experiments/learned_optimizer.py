@@ -23,8 +23,8 @@ Reached   three seeds on which nothing was made (--first-seed 40), means with 95
 
           Less Adam's, on the same tasks: the MLP by NRES -0.039 +- 0.024, -0.013 +- 0.004 and +0.010 +- 0.017, the LSTM
           -0.028 +- 0.003, -0.015 +- 0.005 and +0.006 +- 0.016. Five times further than any training in training they
-          are above it on average: nothing breaks down, and nothing is gained. It is not the schedule that they have
-          learned: Adam whose rate falls to the 500th step, tuned, is no better there than Adam (+0.004 +- 0.009). As
+          are above it on average: nothing breaks down, and nothing is gained. That they know when training ends is
+          not all: Adam whose rate falls to the 500th step, tuned, is no better there than Adam (+0.004 +- 0.009). As
           many steps of PES show nothing. Those that were trained for 100 steps are below Adam there (truncated by 0.038
           +- 0.019, full unrolls NOT clearly: 0.034 +- 0.047), and further on no better or far above.
           On letters, of which nothing was chosen, losses are ten times smaller: at 100 steps the MLP by NRES has 0.015,
