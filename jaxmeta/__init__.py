@@ -109,6 +109,7 @@ from jaxmeta.inner import (
     meta_grad,
     scale_by_rates,
 )
+from jaxmeta.judged_tasks import episodes_hash
 from jaxmeta.losses import CRITERIA, Criterion, accuracy, cross_entropy, mean_squared_error
 from jaxmeta.metagrad import (
     ESTIMATORS,
@@ -134,7 +135,7 @@ from jaxmeta.nn import LoweringTable
 from jaxmeta.online import OnlineLearner, OnlineState, TaskBuffer, fit_online, follow_the_meta_leader
 from jaxmeta.paper_protocols import PROTOCOLS
 from jaxmeta.population import Members, fit_population, init_population, make_population_evaluator, members
-from jaxmeta.protocols import Protocol, episodes_hash, fingerprint, protocol_hash
+from jaxmeta.protocols import Protocol, fingerprint, protocol_hash
 from jaxmeta.serve import Classifier, adapt_run, load_classifier
 from jaxmeta.train import fit, init_train_state, make_train_step
 from jaxmeta.verification import (

@@ -11,14 +11,15 @@ from jax.sharding import Mesh
 from jaxmeta import checkpoint
 from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.base import Evaluation, TrainState
-from jaxmeta.config import ConfigError
+from jaxmeta.config import ConfigError, options_of_dataset
 from jaxmeta.data import DataError, Dataset
 from jaxmeta.ensemble import ensemble_learner
 from jaxmeta.evaluate import make_evaluator
 from jaxmeta.folder import check_classes, read_config, read_data
+from jaxmeta.judged_tasks import episodes_of
 from jaxmeta.judgement import describe, examine, protocol_of
 from jaxmeta.parts import load_dataset, norm_in_use
-from jaxmeta.protocols import DRAWN, Protocol, episodes_of
+from jaxmeta.protocols import DRAWN, Protocol
 from jaxmeta.request import Request, is_elsewhere, own_config, requested
 from jaxmeta.workspace import Workspace, find_lowering, one_task, open_workspace, stand_in, state_like, with_config
 
@@ -87,8 +88,11 @@ def make_ready(own: Workspace, out: Path, request: Request, mesh: Mesh | None = 
     workspace = with_protocol(own, protocol, data_dir=request.data_dir, mesh=mesh)
     protocol = dataclasses.replace(protocol, norm=workspace.norm)
     if protocol.trained_on and protocol.episodes_from in DRAWN:
-        # A folder is asked for by its path, and told by what is in it.
-        protocol = dataclasses.replace(protocol, dataset=workspace.dataset.name)
+        # A folder is asked for by its path, and told by what is in it; its images are made as those of training.
+        recipe, takes = workspace.dataset.recipe, options_of_dataset(workspace.config)
+        sized = recipe is not None and not {"image_size", "recipe"}.isdisjoint(takes)
+        size = recipe.height if sized else None
+        protocol = dataclasses.replace(protocol, dataset=workspace.dataset.name, image_size=size)
     restored = _restored(own, out, protocol)
     train_state = restored[0].train_state
     if protocol.ensemble > 1:

@@ -31,7 +31,7 @@ def compare_runs(
       first: The folder of a run.
       second: That of another.
       protocol: A row of `PROTOCOLS` for both; None for the own protocol of each.
-      anyway: Also compare what is judged differently.
+      anyway: Also compare what has different fingerprints: other learners, or another judging.
       episodes: Number of tasks; None for that of the protocol.
       mesh: Devices that share the tasks; None for one.
       dataset: Judge both on this one; None for the own of each.
@@ -43,19 +43,24 @@ def compare_runs(
       protocols differ, with both values: also what is of the learners (steps, data of training, precision).
 
     Raises:
-      ConfigError: if a run is missing or damaged, the protocol does not fit it, or the two are judged differently:
-        says in what.
+      ConfigError: if a run is missing or damaged, the protocol does not fit it, or the two have different
+        fingerprints: says in what they differ.
       DataError: if data is missing or damaged.
     """
     request = Request(preset=protocol, episodes=episodes, dataset=dataset, data_dir=data_dir)
     both = [_ready(out, request, mesh) for out in (first, second)]
     one, other = (ready.protocol for ready in both)
-    differing = differences(one, other)
+    differing = differences(one, other, everything_of)
     if differing and not anyway:
         listed = ", ".join(f"{name} {mine} and {theirs}" for name, (mine, theirs) in differing.items())
+        if differences(one, other):
+            raise ConfigError(
+                f"{first} and {second} are judged differently ({listed}). Judge both by one --protocol, or compare "
+                "them --anyway."
+            )
         raise ConfigError(
-            f"{first} and {second} are judged differently ({listed}). Judge both by one --protocol, or compare them "
-            "--anyway."
+            f"{first} and {second} are judged alike, on the same tasks, but the learners are not of one kind "
+            f"({listed}). If that is what is to be compared, do it --anyway."
         )
     evaluations = [judged(ready.workspace, ready.train_state, ready.protocol) for ready in both]
     results = [result_of(ready, evaluation) for ready, evaluation in zip(both, evaluations, strict=True)]
@@ -71,7 +76,7 @@ def compare_runs(
         "difference": mean,
         "difference_ci95": ci95,
         "paired": paired,
-        "differs": {name: list(values) for name, values in differences(one, other, everything_of).items()},
+        "differs": {name: list(values) for name, values in differing.items()},
     }
 
 

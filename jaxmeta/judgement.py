@@ -18,14 +18,14 @@ from jaxmeta.check.leak import TOLERANCE
 from jaxmeta.config import ConfigError
 from jaxmeta.data import DATASETS, EpisodeSpec, TaskSource, check_spec, check_varying, sample_classification
 from jaxmeta.folder import write_calibration
+from jaxmeta.judged_tasks import episodes_hash, evaluation_key
 from jaxmeta.protocols import (
     CHALLENGE,
     DRAWN,
     SAMPLED,
+    TURNED_CLASSES,
     VARYING,
     Protocol,
-    episodes_hash,
-    evaluation_key,
     fingerprint,
     protocol_hash,
 )
@@ -38,6 +38,7 @@ TOLERANCES = {"float32": TOLERANCE, "tf32": 1e-2, "bfloat16": 5e-2}
 def protocol_of(workspace: Workspace, part: str = "test") -> Protocol:
     """Give a run's own protocol, as its configuration says."""
     config = workspace.config
+    episodes_from = VARYING if config.episodes == "varying" else SAMPLED
     return Protocol(
         dataset=workspace.dataset.name,
         split=config.split,
@@ -51,7 +52,15 @@ def protocol_of(workspace: Workspace, part: str = "test") -> Protocol:
         norm=workspace.norm,
         episodes=config.eval_episodes,
         precision=config.precision,
-        episodes_from=VARYING if config.episodes == "varying" else SAMPLED,
+        episodes_from=episodes_from,
+        image_size=config.image_size,
+        train_norm=workspace.norm,
+        train_ways=config.train_ways or config.ways,
+        train_shots=config.shots,
+        train_queries=config.queries,
+        train_within_alphabet=config.within_alphabet,
+        train_episodes_from=episodes_from,
+        augment=config.augment,
     )
 
 
@@ -181,7 +190,11 @@ def describe(
         "eval_inner_steps": config.eval_inner_steps,
         "queries": config.eval_queries,
         **({"episodes_from": VARYING} if protocol.episodes_from == VARYING else {}),
+        **({"turns": protocol.turns} if protocol.turns != TURNED_CLASSES else {}),
+        **({"image_size": protocol.image_size} if protocol.image_size is not None else {}),
         "norm": workspace.norm,
+        "train_norm": protocol.train_norm or workspace.norm,
+        "train_ways": protocol.train_ways or config.ways,
         "setting": protocol.measured,
         "ensemble": protocol.ensemble,
         "precision": protocol.precision,

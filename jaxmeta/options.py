@@ -81,7 +81,7 @@ class CompareOptions:
         str | None,
         tyro.conf.arg(help=f"Judge both as a paper did; None: each as in training. One of: {', '.join(PROTOCOLS)}."),
     ] = None
-    anyway: Annotated[bool, tyro.conf.arg(help="Also compare runs that are judged differently.")] = False
+    anyway: Annotated[bool, tyro.conf.arg(help="Also compare runs of different fingerprints.")] = False
     episodes: Annotated[int | None, tyro.conf.arg(help="Number of tasks; None: as in training.")] = None
     dataset: Annotated[
         str | None,

@@ -1,38 +1,54 @@
 """How the papers judge, by name: a preset turns the own protocol of a run into the paper's.
 
 What a preset does not name stays as the run has it: the dataset, its split and part, the seed, and, where nothing else
-is said, also ways, shots, queries, inner steps and checkpoints. So a run of five shots is judged with five. The classes
-of a task are drawn from all alphabets, as in the papers; only "default" keeps what the run does.
+is said, also ways, shots, queries and checkpoints. So a run of five shots is judged with five. Inner steps are those of
+the paper for its own algorithms only: 50 steps of Reptile are no number of steps for others. The classes of a task are
+drawn from all alphabets, as in the papers; only "default" keeps what the run does.
 """
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jaxmeta.protocols import CHALLENGE, SAMPLED, Protocol
+from jaxmeta.protocols import CHALLENGE, SAMPLED, TURNED_BY_CHANCE, TURNED_CLASSES, UPRIGHT, Protocol
+
+# `(own, algorithm) -> Protocol`: of a run's own protocol, and the row of `ALGORITHMS` that it was trained by.
+Preset = Callable[[Protocol, str], Protocol]
 
 
-def _preset(*, queries: int | None = None, **fields: Any) -> Callable[[Protocol], Protocol]:
-    """Make `own -> Protocol`; with as many queries as the run has shots, where none are given."""
+def _preset(
+    *,
+    queries: int | None = None,
+    steps: int | None = None,
+    algorithms: tuple[str, ...] = (),
+    turns: str = TURNED_CLASSES,
+    **fields: Any,
+) -> Preset:
+    """Make a `Preset`; with as many queries as the run has shots, where none are given."""
 
-    def change(own: Protocol) -> Protocol:
+    def change(own: Protocol, algorithm: str) -> Protocol:
         sizes = {"queries": own.shots if queries is None else queries, "episodes_from": SAMPLED}
         changes = {**sizes, **fields}
         # A learner without statistics has nothing to change, and one that keeps averages is inductive already.
         if own.norm == "none" or (changes.get("norm"), own.norm) == ("inductive", "running"):
             changes.pop("norm", None)
+        if steps is not None and algorithm in algorithms:
+            changes["eval_inner_steps"] = steps
+        # The classes of other datasets are not turned, nor those of the challenge's alphabets.
+        if own.dataset == "omniglot":
+            changes["turns"] = turns
         return dataclasses.replace(own, **changes)
 
     return change
 
 
-def _maml_plus_plus(own: Protocol) -> Protocol:
-    steps = own.train_inner_steps
-    change = _preset(queries=own.queries, **_TRANSDUCTIVE, eval_inner_steps=steps, episodes=600, ensemble=5)
-    return change(own)
+def _maml_plus_plus(own: Protocol, algorithm: str) -> Protocol:
+    steps = {"steps": own.train_inner_steps, "algorithms": ("maml++",)}
+    return _preset(queries=own.queries, **_TRANSDUCTIVE, **steps, episodes=600, ensemble=5)(own, algorithm)
 
 
-def _challenge(own: Protocol) -> Protocol:
+def _challenge(own: Protocol, algorithm: str) -> Protocol:
+    del algorithm
     trained = {"trained_on": own.trained_on or own.dataset, "trained_split": own.trained_split or own.split}
     fixed = {"dataset": CHALLENGE, "split": "official", "part": "test", "episodes_from": CHALLENGE, "ensemble": 1}
     size = {"ways": 20, "shots": 1, "queries": 1, "episodes": 20, "within_alphabet": True}
@@ -42,19 +58,24 @@ def _challenge(own: Protocol) -> Protocol:
 _TRANSDUCTIVE: dict[str, Any] = {"norm": "transductive", "within_alphabet": False}
 _INDUCTIVE: dict[str, Any] = {"norm": "inductive", "within_alphabet": False}
 
-PROTOCOLS: dict[str, Callable[[Protocol], Protocol]] = {
+_MAML: dict[str, Any] = {**_TRANSDUCTIVE, "turns": TURNED_BY_CHANCE, "algorithms": ("maml", "fomaml")}
+_REPTILE: dict[str, Any] = {"turns": UPRIGHT, "algorithms": ("reptile",), "steps": 50}
+
+PROTOCOLS: dict[str, Preset] = {
     # This library's own: nothing is seen of the other queries.
     "default": _preset(queries=15, norm="inductive", episodes=1000, ensemble=1),
-    # Finn et al. 2017, arXiv 1703.03400, Omniglot: 600 tasks, as many query images as shots, be it one or five.
-    "maml": _preset(**_TRANSDUCTIVE, ways=5, eval_inner_steps=3, episodes=600, ensemble=1),
-    "maml-20way": _preset(**_TRANSDUCTIVE, ways=20, eval_inner_steps=5, episodes=600, ensemble=1),
+    # Finn et al. 2017, arXiv 1703.03400, Omniglot: 600 tasks, as many query images as shots, be it one or five; each
+    # class of a task is a character, turned by chance.
+    "maml": _preset(**_MAML, ways=5, steps=3, episodes=600, ensemble=1),
+    "maml-20way": _preset(**_MAML, ways=20, steps=5, episodes=600, ensemble=1),
     # Antoniou et al. 2019, arXiv 1810.09502: the five best of validation together.
     "maml++": _maml_plus_plus,
-    # Snell et al. 2017, arXiv 1703.05175, Omniglot: 1000 tasks, 15 query images in the authors' code.
+    # Snell et al. 2017, arXiv 1703.05175, Omniglot: 1000 tasks, 15 query images in the authors' code; turned characters
+    # are classes of their own.
     "protonet": _preset(queries=15, **_INDUCTIVE, episodes=1000, ensemble=1),
-    # Nichol et al. 2018, arXiv 1803.02999: both forms, 10000 tasks in the authors' code.
-    "reptile": _preset(queries=1, **_TRANSDUCTIVE, eval_inner_steps=50, episodes=10000, ensemble=1),
-    "reptile-inductive": _preset(queries=1, **_INDUCTIVE, eval_inner_steps=50, episodes=10000, ensemble=1),
+    # Nichol et al. 2018, arXiv 1803.02999: both forms, 10000 tasks in the authors' code; upright characters.
+    "reptile": _preset(queries=1, **_TRANSDUCTIVE, **_REPTILE, episodes=10000, ensemble=1),
+    "reptile-inductive": _preset(queries=1, **_INDUCTIVE, **_REPTILE, episodes=10000, ensemble=1),
     # Lake et al. 2015, Science 350(6266): the 20 official runs. Error is 1 - accuracy; people err on 4.5 %.
     "omniglot-challenge": _challenge,
 }

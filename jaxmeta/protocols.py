@@ -1,28 +1,21 @@
-"""Protocols: everything that says how a number was got, as a value, and the tasks it was got on, as a hash.
+"""Protocols: everything that says how a number was got, as a value and as a hash.
 
 A field is of the judging (which tasks, what is shown of them, how the values become one number) or of the learner that
 is judged (what it was trained on, its steps, its normalisation, its precision). Two hashes stand beside every number:
 `protocol_hash` covers the judging, so that all who answer the same question share it, and `fingerprint` covers the
-whole protocol, so that two numbers with one fingerprint were got alike in everything. Runs are compared where the first
-is the same and refused where it is not; what the learners differ in stands beside the difference, as it may explain it.
+whole protocol, so that two numbers with one fingerprint were got alike in everything.
 """
 
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from jaxmeta.algorithms import NORMS
-from jaxmeta.base import Key
-from jaxmeta.data import DataError, Dataset, EpisodeSpec, TaskSource, challenge_source, number_of_tasks, task_source
+from jaxmeta.data import TaskSource, challenge_source
 from jaxmeta.data.omniglot_splits import CHALLENGE_SPLITS
-from jaxmeta.evaluate import draw_tasks
 
 # Every run is judged on the same tasks, whatever seed it was trained with.
 EVALUATION_SEED = 20240229
@@ -34,15 +27,21 @@ DRAWN = SAMPLED, VARYING = "sampled", "varying"
 CHALLENGE = "omniglot-challenge"
 FIXED: dict[str, Callable[[Path], TaskSource]] = {CHALLENGE: challenge_source}
 SETTINGS = ("inductive", "transductive")
+# What becomes of the characters of Omniglot, whose every quarter turn is a class of its own in the pool: they stay so
+# (Vinyals et al.), each class of a task is a character turned by chance (MAML), or all are upright (Reptile).
+TURNS = TURNED_CLASSES, TURNED_BY_CHANCE, UPRIGHT = "classes", "by chance", "none"
 # Of the learner, not of the judging. The inner steps are here, since nobody who judges a learner by its predictions
 # needs to know how many gradient steps it takes, or whether any; and the normalisation, of which the judge needs to
 # know only whether a prediction sees the other queries: the setting.
+_AS_TRAINED = ("norm", "ways", "shots", "queries", "within_alphabet", "episodes_from")
 OF_THE_LEARNER = frozenset(
-    {"trained_on", "trained_split", "train_inner_steps", "eval_inner_steps", "norm", "measured", "precision"}
+    {"trained_on", "trained_split", "train_inner_steps", "eval_inner_steps", "norm", "measured", "precision", "augment"}
+    | {f"train_{name}" for name in _AS_TRAINED}
 )
+# Fields of the judging that came later: out of `protocol_hash` while they say what was always done, so that published
+# hashes stand.
+_ADDED_LATER = {"turns": TURNED_CLASSES, "image_size": None}
 _LEAST = {"ways": 1, "shots": 1, "queries": 1, "episodes": 2, "ensemble": 1, "eval_inner_steps": 0, "seed": 0}
-# Numbers of a task source that are drawn and hashed at once.
-_AT_ONCE = 2**23
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +70,13 @@ class Protocol:
         property `setting` takes its place in the hashes.
       trained_split: The division of the classes of that dataset; "" if it is the one that is judged. Of the learner.
       precision: How exactly the network computes. Of the learner.
+      turns: "classes", "by chance" or "none": see `TURNS`; nothing to data whose classes are not turned.
+      image_size: Side of the images, where it is not what is usual for the dataset.
+      train_norm: Whose statistics normalised in training; this and all that follow: None, as it is judged. Of the
+        learner.
+      train_ways, train_shots, train_queries, train_within_alphabet, train_episodes_from: The tasks of training. Of
+        the learner.
+      augment: What changed the tasks of training. Of the learner.
     """
 
     dataset: str
@@ -93,6 +99,15 @@ class Protocol:
     measured: str | None = None
     trained_split: str = ""
     precision: str = "float32"
+    turns: str = TURNED_CLASSES
+    image_size: int | None = None
+    train_norm: str | None = None
+    train_ways: int | None = None
+    train_shots: int | None = None
+    train_queries: int | None = None
+    train_within_alphabet: bool | None = None
+    train_episodes_from: str | None = None
+    augment: tuple[str, ...] = ()
 
     def __post_init__(self):
         """Refuse a protocol that nothing can be judged by."""
@@ -100,7 +115,7 @@ class Protocol:
             if getattr(self, name) < least:
                 raise ValueError(f"A protocol needs {name} of at least {least}; given {getattr(self, name)}.")
         known = {"part": PARTS, "interval": INTERVALS, "checkpoint": CHECKPOINTS, "episodes_from": (*DRAWN, *FIXED)}
-        known |= {"norm": (*NORMS, "none"), "measured": (None, *SETTINGS)}
+        known |= {"norm": (*NORMS, "none"), "measured": (None, *SETTINGS), "turns": TURNS}
         for name, values in known.items():
             if getattr(self, name) not in values:
                 listed = " or ".join(map(repr, values))
@@ -137,6 +152,9 @@ def everything_of(protocol: Protocol) -> dict[str, Any]:
     learner = {name: getattr(protocol, name) for name in OF_THE_LEARNER - {"measured"}}
     trained = {"trained_on": protocol.trained_on or protocol.dataset}
     trained["trained_split"] = protocol.trained_split or protocol.split
+    for name in _AS_TRAINED:
+        told = getattr(protocol, f"train_{name}")
+        trained[f"train_{name}"] = getattr(protocol, name) if told is None else told
     return {**judged_by(protocol), **learner, **trained}
 
 
@@ -156,7 +174,9 @@ def protocol_hash(protocol: Protocol) -> str:
       >>> protocol_hash(own) == protocol_hash(dataclasses.replace(own, norm="transductive"))
       False
     """
-    return _hash(judged_by(protocol))
+    fields = judged_by(protocol)
+    said = {name: value for name, value in fields.items() if (name, value) not in _ADDED_LATER.items()}
+    return _hash(said)
 
 
 def fingerprint(protocol: Protocol) -> str:
@@ -182,82 +202,6 @@ def differences(
     """Tell in what two protocols differ, with both values: in the judging, or in `fields=everything_of`."""
     one, other = fields(first), fields(second)
     return {name: (one[name], other[name]) for name in one if one[name] != other[name]}
-
-
-def evaluation_key(part: str, seed: int = EVALUATION_SEED) -> Key:
-    """Give the key of the evaluation tasks of a part."""
-    return jax.random.fold_in(jax.random.key(seed), PARTS.index(part))
-
-
-def episodes_of(protocol: Protocol, dataset: Dataset, data_dir: Path | None = None, pool: str = "device") -> TaskSource:
-    """Make the source of a protocol's tasks.
-
-    Args:
-      protocol: The protocol.
-      dataset: What tasks are drawn of.
-      data_dir: Where fixed episodes are.
-      pool: Where the images are kept, "device" or "host".
-
-    Returns:
-      A `TaskSource`.
-
-    Raises:
-      ValueError: if the data cannot serve them; says which number does not fit.
-      DataError: if fixed episodes are missing or damaged.
-    """
-    if protocol.episodes_from in DRAWN:
-        spec = EpisodeSpec(protocol.ways, protocol.shots, protocol.queries)
-        within, varying = protocol.within_alphabet, protocol.episodes_from == VARYING
-        return task_source(dataset, protocol.part, spec, within_group=within, varying=varying, pool=pool)
-    if data_dir is None:
-        raise DataError(f"The tasks of {protocol.episodes_from} are not downloaded: give their folder by --data-dir.")
-    source = FIXED[protocol.episodes_from](data_dir)
-    # Fewer would be other tasks under the same name; more, the last one again, and an interval that is too narrow.
-    if (number := number_of_tasks(source)) not in (None, protocol.episodes):
-        raise ValueError(f"{protocol.episodes_from} is {number} tasks, not {protocol.episodes}.")
-    return source
-
-
-def episodes_hash(source: TaskSource, key: Key, num_tasks: int) -> str:
-    """Hash the tasks that an evaluator meets: SHA-256 over inputs, targets and weights, 12 hex digits.
-
-    Images are brought back to the bytes that they were made of, so that the hash does not depend on the last
-    bit of a product; other inputs are hashed as they are.
-
-    Args:
-      source: Where tasks come from, with the size of the evaluation's episodes.
-      key: That of the evaluator.
-      num_tasks: Number of tasks.
-
-    Returns:
-      12 hex digits. One changed pixel gives others; in how many parts the tasks were drawn does not.
-
-    Example:
-      >>> from jaxmeta import load_sinusoid
-      >>> source = task_source(load_sinusoid(), "test", EpisodeSpec(1, 5, 10))
-      >>> len(episodes_hash(source, jax.random.key(0), 20))
-      12
-    """
-    # As the evaluator does: the other key is for the learner.
-    key = jax.random.split(key)[0]
-    shapes = jax.eval_shape(lambda: source.sample(key, source.pool, source.spec, 1))
-    at_once = max(1, min(num_tasks, _AT_ONCE // sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))))
-    of_bytes = getattr(getattr(source.pool, "images", None), "dtype", None) == np.uint8
-    described = [[leaf.dtype.name, *leaf.shape[1:]] for leaf in jax.tree.leaves(shapes)]
-    digest = hashlib.sha256(json.dumps(described).encode())
-    for first in range(0, num_tasks, at_once):
-        episodes = jax.device_get(draw_tasks(source.sample, key, source.pool, source.spec, at_once, first))
-        if of_bytes:
-            episodes = episodes._replace(support=_as_bytes(episodes.support), query=_as_bytes(episodes.query))
-        leaves = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(episodes)]
-        for task in range(min(at_once, num_tasks - first)):
-            for leaf in leaves:
-                digest.update(leaf[task])
-    return digest.hexdigest()[:12]
-
-
-def _as_bytes(batch):
-    return batch._replace(inputs=np.rint(batch.inputs * np.float32(255)).astype(np.uint8))
 
 
 def _hash(fields: dict[str, Any]) -> str:

@@ -76,11 +76,12 @@ def requested(own: Protocol, config: Config, request: Request) -> Protocol:
             f"--algorithm {config.algorithm} has no inner loop: leave out --eval-inner-steps {request.inner_steps}."
         )
     try:
-        protocol = own if request.preset is None else PROTOCOLS[request.preset](own)
-        protocol = protocol if looped else dataclasses.replace(protocol, eval_inner_steps=0)
+        protocol = _elsewhere(own, config, request)
+        if request.preset is not None:
+            protocol = PROTOCOLS[request.preset](protocol, config.algorithm)
         if protocol.episodes_from not in DRAWN:
             _check_fixed(protocol, request)
-        changes = _changes(protocol, own, config, request)
+        changes = _changes(protocol, request)
         return dataclasses.replace(protocol, **{name: value for name, value in changes.items() if value is not None})
     except ConfigError:
         raise
@@ -88,7 +89,16 @@ def requested(own: Protocol, config: Config, request: Request) -> Protocol:
         raise ConfigError(str(error)) from error
 
 
-def _changes(protocol: Protocol, own: Protocol, config: Config, request: Request) -> dict[str, Any]:
+def _elsewhere(own: Protocol, config: Config, request: Request) -> Protocol:
+    """Change the data, before the preset says what becomes of it."""
+    if request.dataset is None or is_own_dataset(config, request.dataset):
+        return own
+    # Only omniglot has more than one split, and its first is what the default names.
+    trained = {"trained_on": own.dataset, "trained_split": own.split}
+    return dataclasses.replace(own, dataset=request.dataset, split=Config.split, image_size=None, **trained)
+
+
+def _changes(protocol: Protocol, request: Request) -> dict[str, Any]:
     changes: dict[str, Any] = {
         "episodes": request.episodes,
         "eval_inner_steps": request.inner_steps,
@@ -100,10 +110,6 @@ def _changes(protocol: Protocol, own: Protocol, config: Config, request: Request
         if (request.ensemble or protocol.ensemble) > 1:
             raise ConfigError("--latest judges one checkpoint, and an ensemble the best ones: leave one of them out.")
         changes["checkpoint"] = "latest"
-    if request.dataset is not None and not is_own_dataset(config, request.dataset):
-        # Only omniglot has more than one split, and its first is what the default names.
-        changes |= {"dataset": request.dataset, "split": Config.split}
-        changes |= {"trained_on": own.dataset, "trained_split": own.split}
     return changes
 
 

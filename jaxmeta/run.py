@@ -18,10 +18,10 @@ from jaxmeta.base import Evaluation, TrainState
 from jaxmeta.candidate import Request, make_ready, open_run, result_of
 from jaxmeta.config import Config, ConfigError, to_json
 from jaxmeta.folder import open_log, refuse_existing, truncate_rows, write_atomically, write_config
+from jaxmeta.judged_tasks import evaluation_key
 from jaxmeta.judgement import calibrate_run, judge, judged
 from jaxmeta.plan import Plan, plan_table
 from jaxmeta.planning import plan_run
-from jaxmeta.protocols import evaluation_key
 from jaxmeta.report import Reporter
 from jaxmeta.train import fit
 from jaxmeta.workspace import (

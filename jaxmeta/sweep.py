@@ -20,11 +20,11 @@ from jaxmeta.base import Evaluation, TrainState
 from jaxmeta.config import Config, ConfigError, to_json
 from jaxmeta.devices import TASKS
 from jaxmeta.folder import open_log, refuse_existing, write_atomically, write_config
+from jaxmeta.judged_tasks import evaluation_key
 from jaxmeta.judgement import describe, examine, protocol_of, tasks_hash
 from jaxmeta.metrics import estimate
 from jaxmeta.parts import build
 from jaxmeta.population import Members, fit_population, init_population, make_population_evaluator, members
-from jaxmeta.protocols import evaluation_key
 from jaxmeta.report import Reporter
 from jaxmeta.run import Interrupted, score_of, stop_on_signal, validation_row
 from jaxmeta.workspace import (

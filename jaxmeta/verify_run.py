@@ -14,8 +14,8 @@ from jaxmeta.config import Config, ConfigError, check_name
 from jaxmeta.data import check_spec, load_pairs, sample_pairs
 from jaxmeta.data.episodes import EpisodeSpec
 from jaxmeta.folder import check_classes
+from jaxmeta.judged_tasks import evaluation_key
 from jaxmeta.plots import plot_roc
-from jaxmeta.protocols import evaluation_key
 from jaxmeta.request import Request
 from jaxmeta.verification import area_under_roc, equal_error_rate, roc, verification_accuracy, verification_scores
 from jaxmeta.workspace import Workspace, state_like

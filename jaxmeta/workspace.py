@@ -29,11 +29,11 @@ from jaxmeta.data import (
 from jaxmeta.data.host import chooser_of
 from jaxmeta.evaluate import draw_tasks, judge_tasks, make_evaluator
 from jaxmeta.folder import load_lowerings, lowerings_file, read_rows, save_lowerings
+from jaxmeta.judged_tasks import evaluation_key
 from jaxmeta.nn import Case, LoweringTable, contractions_in, lowerings_used
 from jaxmeta.nn.lowering_table import this_platform
 from jaxmeta.parts import Parts, build, check_pairs, load_dataset, named_algorithm, norm_in_use
 from jaxmeta.plan import choose_task_chunk
-from jaxmeta.protocols import evaluation_key
 from jaxmeta.train import init_train_state
 
 LOWERINGS_NAME = "lowerings.json"

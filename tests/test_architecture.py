@@ -38,6 +38,7 @@ ROOMS = [
     "tuning",
     # Values that say how a number was got; the evaluation itself knows nothing of them.
     "protocols",
+    "judged_tasks",
     "paper_protocols",
     "ensemble",
     "population",

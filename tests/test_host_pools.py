@@ -32,7 +32,7 @@ from jaxmeta import (
 )
 from jaxmeta.cli import main
 from jaxmeta.data.lookup import HostImages
-from jaxmeta.protocols import episodes_hash
+from jaxmeta.judged_tasks import episodes_hash
 
 SAMPLERS = {"episodes": sample_episodes, "classification": sample_classification, "varying": sample_varying}
 NAMES = ("crop", "turn", "mixup")

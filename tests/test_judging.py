@@ -34,7 +34,7 @@ def test_the_challenge_is_refused_to_runs_that_have_seen_its_alphabets():
     # Another dataset has other classes; and a protocol made by hand is as strict.
     assert requested(dataclasses.replace(OWN, dataset="glyphs"), CONFIG, CHALLENGE).trained_on == "glyphs"
     with pytest.raises(ValueError, match="split 'random' trains on"):
-        dataclasses.replace(PROTOCOLS["omniglot-challenge"](OWN), trained_split="random")
+        dataclasses.replace(PROTOCOLS["omniglot-challenge"](OWN, "protonet"), trained_split="random")
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,11 @@ def test_a_papers_tasks_are_of_all_alphabets_whatever_the_run_did():
         for within in (True, False)
     )
     protocols = [
-        dataclasses.replace(PROTOCOLS["maml"](protocol_of(workspace)), episodes=3) for workspace in (within, across)
+        dataclasses.replace(PROTOCOLS["maml"](protocol_of(workspace), "maml"), episodes=3)
+        for workspace in (within, across)
     ]
-    assert protocols[0] == protocols[1] and PROTOCOLS["default"](protocol_of(within)).within_alphabet
+    told = [dataclasses.replace(protocol, train_within_alphabet=None) for protocol in protocols]
+    assert told[0] == told[1] and PROTOCOLS["default"](protocol_of(within), "maml").within_alphabet
     judged = with_protocol(within, protocols[0])
     assert source_of(judged, protocols[0]).sample is sample_episodes and not judged.config.within_alphabet
     assert tasks_hash(judged, protocols[0]) == tasks_hash(across, protocols[0])
@@ -146,12 +148,15 @@ def test_the_challenge_needs_the_runs_and_not_the_data_of_training(omniglot, mem
     shutil.rmtree(tmp_path / "data")
     runs = write(tmp_path, members)
     pair = tmp_path / "small1", tmp_path / "glyphs"
-    result = told(capsys, "compare", *pair, "--protocol", "omniglot-challenge", "--data-dir", runs)
+    asked = "compare", *pair, "--protocol", "omniglot-challenge", "--data-dir", runs
+    assert "trained_on omniglot and glyphs" in refused(capsys, *asked)
+    result = told(capsys, *asked, "--anyway")
     first, second = result["first"], result["second"]
     # The question is that of the recorded numbers; what was trained on is told beside it.
     assert result["paired"] and first["protocol"] == second["protocol"] == "f03a881b721e"
     assert first["fingerprint"] != second["fingerprint"]
-    assert result["differs"] == {"trained_on": ["omniglot", "glyphs"], "trained_split": ["small1", "vinyals"]}
+    data = {"trained_on": ["omniglot", "glyphs"], "trained_split": ["small1", "vinyals"]}
+    assert result["differs"] == {**data, "train_within_alphabet": [True, False]}
     assert (first["trained_on"], first["trained_split"], first["seen_classes"]) == ("omniglot", "small1", False)
     assert (second["trained_on"], second["trained_split"], second["seen_classes"]) == ("glyphs", None, None)
     assert first["error"] == pytest.approx(1 - first["accuracy"]) and first["episodes"] == 20

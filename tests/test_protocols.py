@@ -30,6 +30,7 @@ from jaxmeta import (
     ensemble_learner,
     episodes_hash,
     fingerprint,
+    judged_tasks,
     linear,
     load_sinusoid,
     make_evaluator,
@@ -46,8 +47,11 @@ from jaxmeta.check import leak_test
 from jaxmeta.cli import main
 from jaxmeta.config import Config, ConfigError, from_json, to_json
 from jaxmeta.data import DataError
+from jaxmeta.data.omniglot import alphabet_of
+from jaxmeta.data.pools import with_rotations
 from jaxmeta.evaluate import draw_tasks
 from jaxmeta.folder import read_config, write_config
+from jaxmeta.judged_tasks import episodes_of
 from jaxmeta.judgement import protocol_of, seen_classes
 from jaxmeta.workspace import make_state, open_workspace
 
@@ -67,6 +71,13 @@ OWN = Protocol("glyphs", "vinyals", "test", 5, 1, 15, 1, 3, "inductive", 1000)
         ("precision", "tf32", True),
         ("norm", "running", True),
         ("norm", "none", True),
+        ("train_norm", "transductive", True),
+        ("train_ways", 20, True),
+        ("train_shots", 5, True),
+        ("train_queries", 5, True),
+        ("train_within_alphabet", True, True),
+        ("train_episodes_from", "varying", True),
+        ("augment", ("warp",), True),
         ("norm", "transductive", False),
         ("measured", "transductive", False),
         ("dataset", "omniglot", False),
@@ -80,6 +91,8 @@ OWN = Protocol("glyphs", "vinyals", "test", 5, 1, 15, 1, 3, "inductive", 1000)
         ("seed", 1, False),
         ("checkpoint", "latest", False),
         ("within_alphabet", True, False),
+        ("turns", "by chance", False),
+        ("image_size", 64, False),
     ],
 )
 def test_one_hash_covers_the_judging_and_the_other_everything(field, value, same):
@@ -95,7 +108,9 @@ def test_one_hash_covers_the_judging_and_the_other_everything(field, value, same
 
 def test_what_is_not_said_of_training_is_what_is_judged():
     """And a setting that was measured as it was expected changes nothing."""
-    for fields in ({"trained_on": "glyphs"}, {"trained_split": "vinyals"}, {"measured": "inductive"}):
+    same = {"trained_on": "glyphs", "trained_split": "vinyals", "measured": "inductive", "train_norm": "inductive"}
+    same |= {"train_ways": 5, "train_shots": 1, "train_queries": 15, "train_within_alphabet": False}
+    for fields in ({name: value} for name, value in same.items()):
         other = dataclasses.replace(OWN, **fields)
         assert fingerprint(other) == fingerprint(OWN) and protocol_hash(other) == protocol_hash(OWN)
 
@@ -118,6 +133,7 @@ def test_the_protocol_hash_is_that_of_the_canonical_json():
         ("interval", "std", "interval='t-95 over tasks'; given 'std'"),
         ("episodes_from", "lake", "episodes_from='sampled' or 'varying' or 'omniglot-challenge'; given 'lake'"),
         ("norm", "transductve", "norm='transductive' or 'inductive' or 'running' or 'none'; given 'transductve'"),
+        ("turns", "upright", "turns='classes' or 'by chance' or 'none'; given 'upright'"),
         ("measured", "unsure", "measured=None or 'inductive' or 'transductive'; given 'unsure'"),
     ],
 )
@@ -127,15 +143,14 @@ def test_a_protocol_that_nothing_can_be_judged_by_is_refused(field, value, messa
 
 
 MAML = {"norm": "transductive", "queries": 2, "episodes": 600, "ensemble": 1, "within_alphabet": False}
-REPTILE = {"queries": 1, "episodes": 10000, "eval_inner_steps": 50, "ensemble": 1, "within_alphabet": False}
+REPTILE = {"queries": 1, "episodes": 10000, "ensemble": 1, "within_alphabet": False}
 PRESETS = {
     "default": {"norm": "inductive", "queries": 15, "episodes": 1000, "ensemble": 1},
-    "maml": {**MAML, "eval_inner_steps": 3, "ways": 5},
-    "maml-20way": {**MAML, "eval_inner_steps": 5, "ways": 20},
+    "maml": {**MAML, "ways": 5},
+    "maml-20way": {**MAML, "ways": 20},
     "maml++": {
         "norm": "transductive",
         "episodes": 600,
-        "eval_inner_steps": 7,
         "ensemble": 5,
         "within_alphabet": False,
     },
@@ -162,16 +177,84 @@ PRESETS = {
 def test_a_preset_changes_what_the_paper_says_and_nothing_else(name):
     own = dataclasses.replace(OWN, ways=7, shots=2, queries=4, train_inner_steps=7, norm="transductive", seed=3)
     own = dataclasses.replace(own, ensemble=2, within_alphabet=True)
-    assert PROTOCOLS[name](own) == dataclasses.replace(own, **PRESETS[name])
+    assert PROTOCOLS[name](own, "protonet") == dataclasses.replace(own, **PRESETS[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "algorithms", "steps"),
+    [
+        ("maml", ("maml", "fomaml"), 3),
+        ("maml-20way", ("maml", "fomaml"), 5),
+        ("maml++", ("maml++",), 1),
+        ("reptile", ("reptile",), 50),
+        ("reptile-inductive", ("reptile",), 50),
+    ],
+)
+def test_a_preset_says_how_many_steps_its_own_algorithms_make_and_no_others(name, algorithms, steps):
+    own = dataclasses.replace(OWN, eval_inner_steps=16)
+    made = {row: PROTOCOLS[name](own, row).eval_inner_steps for row in ALGORITHMS}
+    assert made == {row: steps if row in algorithms else 16 for row in ALGORITHMS}
+
+
+@pytest.mark.parametrize(
+    ("name", "turns"),
+    [("maml", "by chance"), ("maml-20way", "by chance"), ("protonet", "classes"), ("reptile", "none")],
+)
+def test_what_becomes_of_turned_characters_is_as_in_the_paper_and_nothing_to_other_data(name, turns):
+    assert PROTOCOLS[name](dataclasses.replace(OWN, dataset="omniglot"), "maml").turns == turns
+    assert PROTOCOLS[name](OWN, "maml").turns == OWN.turns == "classes"
+
+
+def corners(protocol, dataset, num_tasks=40):
+    """Draw tasks of characters with one bright corner, and tell of each class its character and its corner."""
+    source = episodes_of(protocol, dataset)
+    tasks = draw_tasks(source.sample, jax.random.key(0), source.pool, source.spec, num_tasks, 0)
+    seen = []
+    for batch in tasks:
+        # Which image of which character is written in the middle, which no turn moves.
+        middle = np.rint(255 * np.asarray(batch.inputs)[:, :, 1, 1, 0]).astype(int)
+        bright = np.asarray(batch.inputs)[:, :, [0, 0, 2, 2], [0, 2, 2, 0], 0].argmax(-1)
+        seen.append(
+            {
+                (task, int(way), middle[task, at] // 10, bright[task, at])
+                for task in range(num_tasks)
+                for at, way in enumerate(batch.targets[task])
+            }
+        )
+    return seen
+
+
+def test_turned_classes_are_drawn_as_the_protocol_says():
+    images = np.zeros([6, 4, 3, 3, 1], np.uint8)
+    images[:, :, 1, 1, 0] = 10 * np.arange(1, 7)[:, None] + np.arange(4)
+    images[:, :, 0, 0, 0] = 255
+    pool, names = with_rotations(ClassPool(images, np.full(6, 4, np.int32)), [f"A/{index}" for index in range(6)])
+    groups = tuple(map(alphabet_of, names))
+    dataset = Dataset("omniglot", "classification", {"test": pool}, {"test": names}, {"test": groups})
+    own = dataclasses.replace(OWN, dataset="omniglot", ways=4, queries=2)
+    turned = {}
+    for turns in ("classes", "by chance", "none"):
+        support, query = corners(dataclasses.replace(own, turns=turns), dataset)
+        # A class is one character, and one turn of it, in support and query alike.
+        assert support == query and len(support) == 40 * 4
+        turned[turns] = {corner for *_, corner in support}
+        characters = [len({row[2] for row in support if row[0] == task}) for task in range(40)]
+        # Where turns are classes, two of a task may be of one character.
+        assert (min(characters) == 4) == (turns != "classes")
+    assert turned == {"classes": {0, 1, 2, 3}, "by chance": {0, 1, 2, 3}, "none": {0}}
+    within = dataclasses.replace(own, turns="none", within_alphabet=True)
+    assert episodes_of(within, dataset).pool.sizes.tolist() == [6]
+    with pytest.raises(ValueError, match="6 classes"):
+        episodes_of(dataclasses.replace(own, turns="none", ways=7), dataset)
 
 
 def test_a_preset_leaves_what_needs_no_change():
     """Without statistics there is nothing to normalise; averages over training are inductive already."""
     for norm in ("none", "running"):
         own = dataclasses.replace(OWN, norm=norm)
-        assert PROTOCOLS["default"](own).norm == norm
-    assert PROTOCOLS["maml"](dataclasses.replace(OWN, norm="none")).setting == "inductive"
-    assert PROTOCOLS["maml"](dataclasses.replace(OWN, norm="running")).norm == "transductive"
+        assert PROTOCOLS["default"](own, "maml").norm == norm
+    assert PROTOCOLS["maml"](dataclasses.replace(OWN, norm="none"), "maml").setting == "inductive"
+    assert PROTOCOLS["maml"](dataclasses.replace(OWN, norm="running"), "maml").norm == "transductive"
 
 
 # The tasks and their hash.
@@ -180,7 +263,7 @@ def test_a_preset_leaves_what_needs_no_change():
 def test_the_hash_is_of_the_tasks_however_they_are_drawn(source, pool, monkeypatch):
     key = jax.random.key(1)
     whole = episodes_hash(source, key, 10)
-    monkeypatch.setattr(protocols, "_AT_ONCE", 3 * 12 * 258)
+    monkeypatch.setattr(judged_tasks, "_AT_ONCE", 3 * 12 * 258)
     assert episodes_hash(source, key, 10) == whole
     images = np.array(pool.images)
     images[:, :, 8, 8] ^= 1
@@ -408,7 +491,7 @@ def test_a_protocol_says_which_number_does_not_fit(toys):
     own = open_workspace(small)
     protocol = protocol_of(own)
     with pytest.raises(ConfigError, match="20 ways were asked for, but split 'test' of toy16 has 12 classes"):
-        with_protocol(own, PROTOCOLS["maml-20way"](protocol))
+        with_protocol(own, PROTOCOLS["maml-20way"](protocol, "maml"))
     with pytest.raises(ConfigError, match="1 shots \\+ 99 queries were asked for"):
         with_protocol(own, dataclasses.replace(protocol, queries=99))
     # A learner without outputs takes any number of ways.
@@ -431,8 +514,8 @@ def test_a_protocol_may_have_its_own_episodes(source, monkeypatch, tmp_path):
     own = dataclasses.replace(OWN, ways=3, shots=2, queries=2, episodes_from="fixed")
     assert protocol_hash(own) != protocol_hash(dataclasses.replace(own, episodes_from="sampled"))
     with pytest.raises(DataError, match="give their folder by --data-dir"):
-        protocols.episodes_of(own, toy(16))
-    tasks = protocols.episodes_of(own, toy(16), tmp_path)
+        episodes_of(own, toy(16))
+    tasks = episodes_of(own, toy(16), tmp_path)
     assert episodes_hash(tasks, jax.random.key(0), 5) == episodes_hash(tasks, jax.random.key(1), 5)
 
 
@@ -531,12 +614,31 @@ def test_two_runs_are_compared_on_the_same_tasks(runs, capsys):
 
 def test_runs_that_are_judged_differently_are_refused_but_for_anyway(runs, capsys):
     pair = runs / "one", runs / "shots"
-    assert "(shots 1 and 7)" in refused(capsys, "compare", *pair)
+    error = refused(capsys, "compare", *pair)
+    assert "are judged differently (shots 1 and 7, train_shots 1 and 7)" in error
     assert main(["compare", *map(str, pair), "--anyway", "--episodes", "5"]) == 0
     out, error = capsys.readouterr()
     result = json.loads(out)
-    assert result["differs"] == {"shots": [1, 7]} and not result["paired"] and "met different tasks" in error
+    assert (
+        result["differs"] == {"shots": [1, 7], "train_shots": [1, 7]}
+        and not result["paired"]
+        and "met different tasks" in error
+    )
     assert result["difference"] is None and result["first"]["mse"] > 0 and result["second"]["episodes"] == 5
+
+
+def test_learners_that_differ_are_compared_if_it_is_asked_for(runs, tmp_path, capsys):
+    """They meet the same tasks, so that the difference is paired."""
+    other = tmp_path / "other"
+    shutil.copytree(runs / "one", other)
+    path = other / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eval_inner_steps": 3}))
+    error = refused(capsys, "compare", runs / "one", other)
+    assert "the learners are not of one kind (eval_inner_steps" in error and "--anyway" in error
+    result = told(capsys, "compare", runs / "one", other, "--anyway")
+    assert result["paired"] and set(result["differs"]) == {"eval_inner_steps"} and result["difference"] != 0
+    assert result["first"]["protocol"] == result["second"]["protocol"]
+    assert result["first"]["fingerprint"] != result["second"]["fingerprint"]
 
 
 def test_runs_that_cannot_be_compared(runs, tmp_path, capsys):

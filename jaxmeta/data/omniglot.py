@@ -77,8 +77,9 @@ def load_omniglot(
         and `images_evaluation.zip`, or with a pool `omniglot*.npz` of this function. None:
         what was cached before, else downloaded.
       split: "vinyals", "random", "background", "small1" or "small2".
-      rotations: Every character turned by 0, 90, 180 and 270 degrees is a class of its own, as in the three papers
-        above: four times as many classes, in training, and but for the challenge in validation and test too.
+      rotations: Every character turned by 0, 90, 180 and 270 degrees is a class of its own: four times as many
+        classes, in training, and but for the challenge in validation and test too. So Vinyals and Snell; for the
+        tasks of others, who turn each class of a task by chance or judge upright characters, see `Protocol.turns`.
       seed: Draws the "random" split, and what "background" validates with.
 
     Returns:

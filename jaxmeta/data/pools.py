@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 FITS = ("crop", "pad", "stretch")
+# What a class that is turned counter-clockwise is called, after its name.
+_TURNS = tuple(f"/rot{90 * quarters:03d}" for quarters in range(4))
 
 
 class DataError(ValueError):
@@ -108,5 +110,39 @@ def with_rotations(pool: ClassPool, names: Sequence[str]) -> tuple[ClassPool, tu
             "[classes, per_class, size, size, channels]. Crop or resize them first."
         )
     turned = np.concatenate([np.rot90(images, quarters, axes=(2, 3)) for quarters in range(4)])
-    turned_names = tuple(f"{name}/rot{90 * quarters:03d}" for quarters in range(4) for name in names)
+    turned_names = tuple(f"{name}{suffix}" for suffix in _TURNS for name in names)
     return ClassPool(turned, np.tile(np.asarray(pool.counts), 4)), turned_names
+
+
+def is_turned(names: Sequence[str]) -> bool:
+    """Tell whether classes are those of `with_rotations`, by their names."""
+    return any(name.endswith(_TURNS[1:]) for name in names)
+
+
+def only_upright(dataset: Dataset) -> Dataset:
+    """Leave out the turned classes of `with_rotations`, in every split that has them.
+
+    Args:
+      dataset: The dataset.
+
+    Returns:
+      The dataset; as it is, if no class is turned.
+
+    Example:
+      >>> pool = ClassPool(np.zeros([2, 1, 2, 2, 1], np.uint8), np.array([1, 1], np.int32))
+      >>> turned, names = with_rotations(pool, ["a", "b"])
+      >>> only_upright(Dataset("letters", "classification", {"test": turned}, {"test": names})).class_names
+      {'test': ('a/rot000', 'b/rot000')}
+    """
+    if dataset.kind == "regression":
+        return dataset
+    splits, class_names, groups = dict(dataset.splits), dict(dataset.class_names), dict(dataset.groups or {})
+    for split, names in class_names.items():
+        if is_turned(names):
+            upright = np.array([index for index, name in enumerate(names) if name.endswith(_TURNS[0])])
+            images, counts = splits[split]
+            splits[split] = ClassPool(images[upright], np.asarray(counts)[upright])
+            class_names[split] = tuple(names[index] for index in upright)
+            if groups:
+                groups[split] = tuple(groups[split][index] for index in upright)
+    return dataset._replace(splits=splits, class_names=class_names, groups=groups or None)
