@@ -30,36 +30,69 @@ PAGES = (REPO / "README.md", REPO / "experiments" / "README.md")
 
 def results_table() -> str:
     lines = [
-        "| data | task | algorithm, strategy | norm | inner steps (test) | outer steps | result | paper | min | on "
-        "| protocol |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| data | task | algorithm, strategy | norm | inner steps (test) | outer steps | result | paper | why not "
+        "| min | on | fingerprint |",
+        "| --- " * 12 + "|",
     ]
     for row in map(json.loads, RESULTS.read_text().splitlines()):
+        paper = "-" if row.get("paper") is None else paper_of(row)
         if "accuracy" in row:
             value = f"{100 * row['accuracy']:.1f} +- {100 * row['ci95']:.1f} %"
-            paper = f"{100 * row['paper']:.1f} %" if row.get("paper") else "-"
-            paper += f" ({row['paper_setting']})" if row.get("paper_setting") else ""
             queries = "1 query" if row["queries"] == 1 else f"{row['queries']} queries"
-            task = f"{row['ways']}-way {row['shots']}-shot, {queries} a class"
+            turned = {"by chance": ", turned by chance", "none": ", upright"}.get(row.get("turns"), "")
+            task = f"{row['ways']}-way {row['shots']}-shot, {queries} a class{turned}"
         else:
             value = f"mse {row['mse']:.2f} +- {row['ci95']:.2f}"
-            paper = f"{row['paper']:.2f}" if row.get("paper") else "-"
             task = f"{row['shots']} points"
         # What has no inner loop has no strategy either.
         steps = f"{row['inner_steps']} ({row['eval_inner_steps']})" if row["metagrad"] or row["inner_steps"] else "-"
-        data = row["dataset"] + (f" ({row['class_split']})" if row.get("class_split") else "")
-        lines.append(
-            f"| {data} | {task} | {', '.join(filter(None, (row['algorithm'], row['metagrad'])))} | {norm_of(row)} | "
-            f"{steps} | {row['steps']} | {value} | {paper} | "
-            f"{row['minutes']:.1f} | {row['hardware']} | {row.get('protocol', '-')} |"
+        cells = (
+            trained_and_judged(row),
+            task,
+            ", ".join(filter(None, (row["algorithm"], row["metagrad"]))),
+            norm_of(row),
+            steps,
+            row["steps"] or "-",
+            value,
+            paper,
+            row.get("why") or "-",
+            f"{row['minutes']:.1f}",
+            row["hardware"],
+            row.get("fingerprint", "-"),
         )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
+def trained_and_judged(row: dict) -> str:
+    """Name the data, and what was trained on where that is other data."""
+    split = f" ({row['class_split']})" if row.get("class_split") else ""
+    trained = row.get("trained_on", row["dataset"])
+    return (
+        row["dataset"] + split if trained in (row["dataset"], "nothing") else f"{trained}{split}, on {row['dataset']}"
+    )
+
+
+def paper_of(row: dict) -> str:
+    value = f"{100 * row['paper']:.1f} %" if "accuracy" in row else f"{row['paper']:.2f}"
+    return value + (f" ({row['paper_setting']})" if row.get("paper_setting") else "")
+
+
+def is_reached(row: dict) -> bool:
+    """Tell whether the interval of a result reaches the paper's number; True where there is none."""
+    if row.get("paper") is None:
+        return True
+    if "accuracy" in row:
+        return row["accuracy"] + row["ci95"] >= row["paper"]
+    return row["mse"] - row["ci95"] <= row["paper"]
+
+
 def norm_of(row: dict) -> str:
-    """Say whose statistics normalise, and what the leak test found where the name does not tell."""
-    found = row.get("setting", row["norm"])
-    return row["norm"] if found == row["norm"] or row["norm"] == "none" else f"{row['norm']} ({found})"
+    """Say whose statistics normalise, in training if that was another, and what the leak test found."""
+    found, trained = row.get("setting", row["norm"]), row.get("train_norm", row["norm"])
+    noted = [] if trained == row["norm"] else [f"trained {trained}"]
+    noted += [] if row["norm"] in (found, "none") else [found]
+    return row["norm"] + (f" ({', '.join(noted)})" if noted else "")
 
 
 def benchmark_table() -> str:
@@ -167,11 +200,17 @@ def filled(text: str) -> str:
 def add(run: Path, file: str, **noted) -> None:
     """Record a run's result; `--file` names another JSON in its folder than result.json."""
     result = json.loads((run / file).read_text())
-    config = json.loads((run / "config.json").read_text())
-    seconds = json.loads((run / "result.json").read_text())["seconds"]
-    row = {**result, **noted, "minutes": seconds / 60, "run": run.name}
-    if config["dataset"] == "omniglot":
-        row["class_split"] = config["split"]
+    row = {**result, **noted, "run": run.name}
+    if "seconds" in result:
+        row["minutes"] = result["seconds"] / 60
+    else:
+        row["minutes"] = json.loads((run / "result.json").read_text())["seconds"] / 60
+    if (run / "config.json").exists():
+        config = json.loads((run / "config.json").read_text())
+        if config["dataset"] == "omniglot":
+            row["class_split"] = config["split"]
+    if not is_reached(row) and not noted["why"]:
+        raise SystemExit(f"{run} does not reach the paper's {noted['paper']}: say by --why what kept it from it.")
     with open(RESULTS, "a") as log:
         log.write(json.dumps(row) + "\n")
 
@@ -195,12 +234,14 @@ def main() -> int:
     parser.add_argument("--hardware", help="what it ran on")
     parser.add_argument("--paper", type=float, help="the paper's number, as a fraction or an error")
     parser.add_argument("--paper-setting", help="'transductive' where the paper's number is and ours is not")
+    parser.add_argument("--why", help="what kept the result from the paper's number, where it was not reached")
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a table is out of date")
     options = parser.parse_args()
     if options.add:
         if not options.hardware:
             parser.error("--add needs --hardware, what the result was reached on")
         noted = {"hardware": options.hardware, "paper": options.paper, "paper_setting": options.paper_setting}
+        noted["why"] = options.why
         add(options.add, options.file, **noted)
     if options.compare:
         name, file = options.compare

@@ -7,7 +7,7 @@ Setting   that of omniglot_maml.py, the inner loop on the head alone.
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 
-from settings import run_settings
+from settings import as_in_maml, run_settings
 
 if __name__ == "__main__":
-    run_settings(__doc__, "anil", paper={"20w1s": 0.962, "20w5s": 0.980})
+    run_settings(__doc__, "anil", paper={"20w1s": 0.962, "20w5s": 0.980}, protocols=as_in_maml)

@@ -8,7 +8,8 @@ Setting   that of omniglot_maml.py, with the gradient of first order.
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 
-from settings import run_settings
+from settings import as_in_maml, run_settings
 
 if __name__ == "__main__":
-    run_settings(__doc__, "fomaml", paper={"5w1s": 0.983, "5w5s": 0.992, "20w1s": 0.894, "20w5s": 0.979})
+    paper = {"5w1s": 0.983, "5w5s": 0.992, "20w1s": 0.894, "20w5s": 0.979}
+    run_settings(__doc__, "fomaml", paper=paper, protocols=as_in_maml)

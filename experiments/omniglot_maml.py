@@ -10,7 +10,8 @@ Setting   60,000 outer steps, Adam 1e-3; 1 inner step of 0.4 (3 at test) and 32 
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 
-from settings import run_settings
+from settings import as_in_maml, run_settings
 
 if __name__ == "__main__":
-    run_settings(__doc__, "maml", paper={"5w1s": 0.987, "5w5s": 0.999, "20w1s": 0.958, "20w5s": 0.989})
+    paper = {"5w1s": 0.987, "5w5s": 0.999, "20w1s": 0.958, "20w5s": 0.989}
+    run_settings(__doc__, "maml", paper=paper, protocols=as_in_maml)

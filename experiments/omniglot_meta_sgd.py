@@ -8,7 +8,7 @@ Setting   that of omniglot_maml.py with one inner step in training and at test; 
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 
-from settings import run_settings
+from settings import as_in_maml, run_settings
 
 if __name__ == "__main__":
     run_settings(
@@ -16,4 +16,5 @@ if __name__ == "__main__":
         "meta-sgd",
         paper={"5w1s": 0.9953, "5w5s": 0.9993, "20w1s": 0.9593, "20w5s": 0.9897},
         changes=lambda setting: {"inner_steps": 1, "eval_inner_steps": 1, "inner_lr": 0.4},
+        protocols=as_in_maml,
     )

@@ -25,4 +25,5 @@ if __name__ == "__main__":
             "tasks": 1,
             "outer_schedule": "cosine",
         },
+        protocols=lambda setting: ("protonet",),
     )

@@ -23,7 +23,11 @@ from jaxmeta import (
     CRITERIA,
     EpisodeSpec,
     OnlineLearner,
+    Protocol,
+    episodes_hash,
+    fingerprint,
     fit_online,
+    fixed_source,
     follow_the_meta_leader,
     inner_adam,
     inner_sgd,
@@ -43,7 +47,9 @@ def after_learning(online: OnlineLearner) -> OnlineLearner:
     return online._replace(judge=lambda state, task, key: online.judge(online.learn(state, task, key), task, key))
 
 
-def contenders() -> dict[str, OnlineLearner]:
+def contenders() -> dict[str, tuple[OnlineLearner, int, int]]:
+    """Make who is compared, with the inner steps in learning and in judgement, as a protocol tells them."""
+
     def online(learner, **options):
         options = {"criterion": REGRESSION, "spec": EpisodeSpec(1, 10, 10), "sizes": SIZES, "capacity": 100} | options
         return follow_the_meta_leader(learner, optax.adam(1e-3), **{"meta_updates": 100} | options)
@@ -53,10 +59,10 @@ def contenders() -> dict[str, OnlineLearner]:
     joint = maml(mlp(1), num_steps=0, **options)
     fresh = scratch(mlp(1), **{**options, "inner_optimizer": inner_adam(0.01)}, num_steps=200)
     return {
-        "follow the meta-leader": online(maml(mlp(1), num_steps=5, **options), num_steps=20),
-        "joint training, fine-tuned": online(joint, num_steps=100),
-        "train on everything": after_learning(online(joint)),
-        "from scratch": online(fresh, meta_updates=0),
+        "follow the meta-leader": (online(maml(mlp(1), num_steps=5, **options), num_steps=20), 5, 20),
+        "joint training, fine-tuned": (online(joint, num_steps=100), 0, 100),
+        "train on everything": (after_learning(online(joint)), 0, 0),
+        "from scratch": (online(fresh, meta_updates=0), 200, 200),
     }
 
 
@@ -71,16 +77,21 @@ def main() -> None:
     tasks = [jax.tree.map(lambda leaf, t=t: leaf[t], episodes) for t in range(options.rounds)]
     late = max(1, options.rounds // 4)
     heads = [f"{size} points" for size in SIZES]
+    spec = {"ways": 1, "shots": POINTS, "queries": TEST_POINTS, "episodes": options.rounds, "seed": options.seed}
+    digest = episodes_hash(fixed_source(episodes), key_tasks, options.rounds)
+    print(f"All meet the tasks {digest}, one after the other.")
     print(f"Regret after {options.rounds} rounds by points seen, and the error in the last {late} rounds.\n")
-    print(f"| {'':26} | {' | '.join(f'{head:>9}' for head in heads)} | {' | '.join(f'late, {n:>2}' for n in SIZES)} |")
-    print(f"| --- {'| --- ' * 2 * len(SIZES)}|")
-    for name, online in contenders().items():
+    late_heads = [f"late, {size:>2}" for size in SIZES]
+    print(f"| {'':26} | {' | '.join(f'{head:>9}' for head in heads)} | {' | '.join(late_heads)} | fingerprint  |")
+    print(f"| --- {'| --- ' * (2 * len(SIZES) + 1)}|")
+    for name, (online, train_steps, eval_steps) in contenders().items():
+        steps = {"train_inner_steps": train_steps, "eval_inner_steps": eval_steps}
+        protocol = Protocol("sinusoid", "arriving", "train", **spec, **steps, norm="none")
         _, metrics = fit_online(online, online.init(key_init, tasks[0]), tasks, key)
         errors = np.asarray(metrics["mse"], np.float64)
         regrets = " | ".join(f"{value:9.1f}" for value in errors.sum(0))
-        print(
-            f"| {name:26} | {regrets} | {' | '.join(f'{value:8.3f}' for value in errors[-late:].mean(0))} |", flush=True
-        )
+        lates = " | ".join(f"{value:8.3f}" for value in errors[-late:].mean(0))
+        print(f"| {name:26} | {regrets} | {lates} | {fingerprint(protocol)} |", flush=True)
 
 
 if __name__ == "__main__":

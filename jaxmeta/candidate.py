@@ -90,8 +90,7 @@ def make_ready(own: Workspace, out: Path, request: Request, mesh: Mesh | None = 
     if protocol.trained_on and protocol.episodes_from in DRAWN:
         # A folder is asked for by its path, and told by what is in it; its images are made as those of training.
         recipe, takes = workspace.dataset.recipe, options_of_dataset(workspace.config)
-        sized = recipe is not None and not {"image_size", "recipe"}.isdisjoint(takes)
-        size = recipe.height if sized else None
+        size = None if recipe is None or {"image_size", "recipe"}.isdisjoint(takes) else recipe.height
         protocol = dataclasses.replace(protocol, dataset=workspace.dataset.name, image_size=size)
     restored = _restored(own, out, protocol)
     train_state = restored[0].train_state

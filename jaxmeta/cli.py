@@ -17,7 +17,7 @@ import tyro
 
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.bench import LOADS
-from jaxmeta.config import ConfigError, check_config, check_name
+from jaxmeta.config import ConfigError, check_config, check_name, refuse_idle_rate
 from jaxmeta.data import DATASET_NAMES, DataError
 from jaxmeta.data.cache import cache_dir
 from jaxmeta.data_commands import run_data_command
@@ -125,6 +125,7 @@ def _train(arguments: list[str]) -> None:
     )
     config, place = options.config, options.place
     check_config(config)
+    refuse_idle_rate(config, config.inner_lr != (stored or start).inner_lr)
     if stored is not None:
         refuse_changes(stored, config, place.out)
     if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:

@@ -5,7 +5,7 @@ import difflib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -23,10 +23,6 @@ LEAST = {"seed": 0, "context": 0, "inner_steps": 0, "eval_inner_steps": 0, "vali
 LEAST |= {"image_size": 8}
 # Other numbers than whole ones are positive, but for these.
 MAY_BE_ZERO = {"proximal"}
-
-
-# Options that runs of earlier versions did not have, with what they did.
-ADDED_LATER = {"keep_best": 1, "image_size": None, "episodes": "fixed", "augment": ()}
 
 
 class ConfigError(ValueError):
@@ -85,6 +81,9 @@ class Config:
     eval_inner_steps: Annotated[int, tyro.conf.arg(help="Gradient steps of the inner loop in evaluation.")] = 3
     inner_lr: Annotated[float, tyro.conf.arg(help="Learning rate of the inner loop.")] = 0.4
     inner_optimizer: Annotated[str, _choice(INNER_OPTIMIZERS, "Optimiser of the inner loop.")] = "sgd"
+    inner_batch: Annotated[
+        int | None, tyro.conf.arg(help="Support examples of an inner step, for reptile; None: as many as usual there.")
+    ] = None
     proximal: Annotated[float, tyro.conf.arg(help="Pull of the adapted parameters to where they began.")] = 0.0
     log_grad_norms: Annotated[bool, tyro.conf.arg(help="Log the norm of the gradient at every inner step.")] = False
     outer_optimizer: Annotated[str, _choice(OUTER_OPTIMIZERS, "Optimiser of the outer loop.")] = "adam"
@@ -191,6 +190,8 @@ def _refuse_idle(config: Config) -> None:
         value = getattr(config, name)
         if name not in takes and value != getattr(Config, name):
             raise ConfigError(f"--{name.replace('_', '-')} {value} is nothing to --algorithm {config.algorithm}.")
+    if config.inner_batch is not None and "batch_size" not in takes:
+        raise ConfigError(f"--inner-batch {config.inner_batch} is nothing to --algorithm {config.algorithm}.")
     if "num_steps" not in takes and (config.inner_steps or config.eval_inner_steps):
         raise ConfigError(
             f"--algorithm {config.algorithm} has no inner loop: use --inner-steps 0 --eval-inner-steps 0; given "
@@ -201,6 +202,22 @@ def _refuse_idle(config: Config) -> None:
             f"--algorithm {config.algorithm} has an output for each class and trains with as many as it tests: leave "
             f"out --train-ways; given {config.train_ways}."
         )
+
+
+def refuse_idle_rate(config: Config, given: bool) -> None:
+    """Refuse an inner learning rate that was given for an algorithm without one.
+
+    `check_config` cannot: a preset has its rate whatever the algorithm is.
+
+    Args:
+      config: The configuration.
+      given: Whether a rate was asked for.
+
+    Raises:
+      ConfigError: if nothing takes it.
+    """
+    if given and {"inner_lr", "inner_optimizer"}.isdisjoint(options_of(ALGORITHMS[config.algorithm])):
+        raise ConfigError(f"--algorithm {config.algorithm} has no inner learning rate: leave it out.")
 
 
 def options_of_dataset(config: Config) -> Mapping[str, inspect.Parameter]:
@@ -243,39 +260,3 @@ def check_name(kind: str, name: str, known) -> None:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ConfigError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(known)}.")
-
-
-def to_json(config: Config) -> dict[str, Any]:
-    """Turn a configuration into plain values."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()}
-
-
-def from_json(values: dict[str, Any]) -> Config:
-    """Rebuild a configuration from plain values.
-
-    Args:
-      values: From `to_json`.
-
-    Returns:
-      The configuration.
-
-    Raises:
-      ConfigError: if it is damaged or of another version.
-    """
-    defaults = vars(Config())
-    values = {**ADDED_LATER, **values}
-    # JSON knows no tuples.
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    if set(values) != set(defaults):
-        odd = sorted(set(values) ^ set(defaults))
-        raise ConfigError(f"The stored configuration is damaged or of another version: see {', '.join(odd)}.")
-    for name, default in defaults.items():
-        number, text = (int, type(None)), (str, type(None))
-        optional = {"task_chunk": number, "train_ways": number, "data_dir": text, "image_size": number}
-        kinds = optional.get(name, (float, int) if isinstance(default, float) else (type(default),))
-        if type(values[name]) not in kinds:
-            raise ConfigError(f"The stored configuration is damaged: it has {name}={values[name]!r}.")
-    data_dir = values.get("data_dir")
-    config = Config(**{**values, "data_dir": None if data_dir is None else Path(data_dir)})
-    check_config(config)
-    return config

@@ -20,7 +20,8 @@ from typing import Any
 
 from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.calibration import Calibration
-from jaxmeta.config import Config, ConfigError, from_json, options_of_dataset, to_json
+from jaxmeta.config import Config, ConfigError, options_of_dataset
+from jaxmeta.config_json import from_json, to_json
 from jaxmeta.data import DataError, Dataset
 from jaxmeta.data.cache import cache_dir
 from jaxmeta.data.glyphs import LETTERS
@@ -118,8 +119,7 @@ def _write_again(out: Path) -> str:
 def data_to_json(dataset: Dataset) -> dict[str, Any]:
     """Turn what a learner is built for into plain values: it can then be used without the data."""
     recipe = None if dataset.recipe is None else dataset.recipe._asdict()
-    classes = len(dataset.class_names["train"])
-    return {"name": dataset.name, "kind": dataset.kind, "classes": classes, "recipe": recipe}
+    return {"name": dataset.name, "kind": dataset.kind, "classes": len(dataset.class_names["train"]), "recipe": recipe}
 
 
 def data_from_json(values: Any) -> Dataset:

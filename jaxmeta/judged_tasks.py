@@ -16,6 +16,7 @@ from jaxmeta.protocols import (
     DRAWN,
     EVALUATION_SEED,
     FIXED,
+    PAIRS,
     PARTS,
     TURNED_BY_CHANCE,
     TURNED_CLASSES,
@@ -55,6 +56,8 @@ def episodes_of(protocol: Protocol, dataset: Dataset, data_dir: Path | None = No
             dataset = only_upright(dataset)
         source = task_source(dataset, protocol.part, spec, within_group=within, varying=varying, pool=pool)
         return augmented(source, ["turn"]) if protocol.turns == TURNED_BY_CHANCE else source
+    if protocol.episodes_from in PAIRS:
+        raise ValueError(f"episodes_from={protocol.episodes_from!r} is of verification, which has no tasks.")
     if data_dir is None:
         raise DataError(f"The tasks of {protocol.episodes_from} are not downloaded: give their folder by --data-dir.")
     source = FIXED[protocol.episodes_from](data_dir)

@@ -92,6 +92,8 @@ def _learner(config: Config, model: Model, criterion: Criterion, classes: int) -
         "multi_step_until": config.steps // 10,
         "first_order_until": config.steps // 2,
     }
+    if config.inner_batch is not None:
+        options["batch_size"] = config.inner_batch
     takes = options_of(factory)
     try:
         return factory(model, **{name: value for name, value in options.items() if name in takes})

@@ -134,7 +134,7 @@ ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
     "anil": {"inner_steps": 5, "eval_inner_steps": 5, "inner_lr": 0.1},
     "boil": {},
     "cavia": {"inner_lr": 1.0, "context": 100, "inner_steps": 2, "eval_inner_steps": 2},
-    "maml++": {"inner_steps": 3, "eval_inner_steps": 3, "inner_lr": 0.1, "keep_best": 5},
+    "maml++": {"inner_steps": 5, "eval_inner_steps": 5, "inner_lr": 0.1, "keep_best": 5},
     "meta-curvature": {},
     "protonet": {**_NO_LOOP, "queries": 5},
     "matching": {**_NO_LOOP, "queries": 5},

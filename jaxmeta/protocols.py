@@ -20,12 +20,14 @@ from jaxmeta.data.omniglot_splits import CHALLENGE_SPLITS
 # Every run is judged on the same tasks, whatever seed it was trained with.
 EVALUATION_SEED = 20240229
 PARTS = ("train", "validation", "test")
-INTERVALS = ("t-95 over tasks",)
+INTERVALS = OVER_TASKS, OVER_FOLDS = "t-95 over tasks", "t-95 over folds"
 CHECKPOINTS = ("best", "latest")
 # Where episodes come from: drawn of the dataset's classes, or fixed ones of their own.
 DRAWN = SAMPLED, VARYING = "sampled", "varying"
 CHALLENGE = "omniglot-challenge"
 FIXED: dict[str, Callable[[Path], TaskSource]] = {CHALLENGE: challenge_source}
+# Of verification: two images each, drawn or of a published list.
+PAIRS = DRAWN_PAIRS, LISTED_PAIRS = "pairs", "listed pairs"
 SETTINGS = ("inductive", "transductive")
 # What becomes of the characters of Omniglot, whose every quarter turn is a class of its own in the pool: they stay so
 # (Vinyals et al.), each class of a task is a character turned by chance (MAML), or all are upright (Reptile).
@@ -62,7 +64,8 @@ class Protocol:
       ensemble: How many of the best checkpoints predict together.
       interval: What the interval is.
       seed: What the tasks are drawn from.
-      episodes_from: "sampled"; "varying", see `sample_varying`; or the name of fixed episodes: a row of `FIXED`.
+      episodes_from: "sampled"; "varying", see `sample_varying`; the name of fixed episodes: a row of `FIXED`; or
+        pairs, see `verify_run`.
       checkpoint: "best" by validation, or "latest".
       within_alphabet: Whether the classes of a task are of one alphabet.
       trained_on: The dataset of training; "" if it is the one that is judged. Of the learner.
@@ -90,7 +93,7 @@ class Protocol:
     norm: str
     episodes: int
     ensemble: int = 1
-    interval: str = INTERVALS[0]
+    interval: str = OVER_TASKS
     seed: int = EVALUATION_SEED
     episodes_from: str = "sampled"
     checkpoint: str = "best"
@@ -114,7 +117,12 @@ class Protocol:
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"A protocol needs {name} of at least {least}; given {getattr(self, name)}.")
-        known = {"part": PARTS, "interval": INTERVALS, "checkpoint": CHECKPOINTS, "episodes_from": (*DRAWN, *FIXED)}
+        known = {
+            "part": PARTS,
+            "interval": INTERVALS,
+            "checkpoint": CHECKPOINTS,
+            "episodes_from": (*DRAWN, *FIXED, *PAIRS),
+        }
         known |= {"norm": (*NORMS, "none"), "measured": (None, *SETTINGS), "turns": TURNS}
         for name, values in known.items():
             if getattr(self, name) not in values:

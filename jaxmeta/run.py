@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from jaxmeta import checkpoint, folder, processes
 from jaxmeta.base import Evaluation, TrainState
 from jaxmeta.candidate import Request, make_ready, open_run, result_of
-from jaxmeta.config import Config, ConfigError, to_json
+from jaxmeta.config import Config, ConfigError
+from jaxmeta.config_json import to_json
 from jaxmeta.folder import open_log, refuse_existing, truncate_rows, write_atomically, write_config
 from jaxmeta.judged_tasks import evaluation_key
 from jaxmeta.judgement import calibrate_run, judge, judged

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from jaxmeta.algorithms import ALGORITHMS, options_of
-from jaxmeta.config import Config, ConfigError, check_dataset, check_name, to_json
+from jaxmeta.config import Config, ConfigError, check_dataset, check_name
+from jaxmeta.config_json import to_json
 from jaxmeta.data import split_name
 from jaxmeta.folder import read_config
 from jaxmeta.presets import DEFAULT_PRESETS, PRESETS, with_algorithm

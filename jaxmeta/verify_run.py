@@ -1,5 +1,6 @@
 """A run judged by verification: are two images of one class? By pairs of held-out classes, or of a published list."""
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,9 @@ from jaxmeta.data import check_spec, load_pairs, sample_pairs
 from jaxmeta.data.episodes import EpisodeSpec
 from jaxmeta.folder import check_classes
 from jaxmeta.judged_tasks import evaluation_key
+from jaxmeta.judgement import protocol_of
 from jaxmeta.plots import plot_roc
+from jaxmeta.protocols import DRAWN_PAIRS, LISTED_PAIRS, OVER_FOLDS, Protocol, fingerprint, protocol_hash
 from jaxmeta.request import Request
 from jaxmeta.verification import area_under_roc, equal_error_rate, roc, verification_accuracy, verification_scores
 from jaxmeta.workspace import Workspace, state_like
@@ -94,6 +97,7 @@ def verify_run(
     accuracy, curve = verification_accuracy(scores, chosen.same, folds=chosen.folds), roc(scores, chosen.same)
     if picture is not None:
         plot_roc(picture, {own.config.algorithm: curve})
+    protocol = _protocol(own, chosen, split, listed, "latest" if latest else "best")
     digest = hashlib.sha256(np.rint(255 * np.stack([chosen.first, chosen.second])).astype(np.uint8).tobytes())
     return {
         "verification_accuracy": accuracy.mean,
@@ -104,6 +108,9 @@ def verify_run(
         "folds": accuracy.per_task.shape[0],
         "pairs_from": chosen.kind,
         "pairs_hash": digest.hexdigest()[:12],
+        "protocol": protocol_hash(protocol),
+        "fingerprint": fingerprint(protocol),
+        "setting": protocol.setting,
         "seen_classes": chosen.seen,
         "dataset": own.dataset.name,
         "algorithm": own.config.algorithm,
@@ -111,10 +118,21 @@ def verify_run(
         "model": own.config.model,
         "precision": own.config.precision,
         "checkpoint_step": int(state.step),
+        "norm": own.norm,
         "seed": own.config.seed,
         "run": str(out),
         "damaged_checkpoints": list(restored.damaged),
     }
+
+
+def _protocol(own: Workspace, chosen: JudgedPairs, split: str, listed: Path | None, checkpoint: str) -> Protocol:
+    """Give the protocol of pairs: one image against one; what is of the learner as for its tasks."""
+    judged = {"episodes": len(chosen.same), "interval": OVER_FOLDS, "checkpoint": checkpoint, "within_alphabet": False}
+    judged |= {"ways": 2, "shots": 1, "queries": 1, "episodes_from": DRAWN_PAIRS, "eval_inner_steps": 0}
+    if listed is not None:
+        trained = {"trained_on": own.dataset.name, "trained_split": own.config.split}
+        judged |= {"dataset": listed.name, "split": "listed", "episodes_from": LISTED_PAIRS, **trained}
+    return dataclasses.replace(protocol_of(own, split), **judged)
 
 
 def _check(pairs: int, split: str, listed: Path | None, images: Path | None) -> None:

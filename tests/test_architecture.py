@@ -43,6 +43,7 @@ ROOMS = [
     "ensemble",
     "population",
     "config",
+    "config_json",
     "presets",
     "parts",
     "machine",

@@ -22,7 +22,8 @@ from jaxmeta import (
     load_sinusoid,
     task_source,
 )
-from jaxmeta.config import Config, ConfigError, check_config, from_json, to_json
+from jaxmeta.config import Config, ConfigError, check_config
+from jaxmeta.config_json import from_json, to_json
 from jaxmeta.data.augment import _resampled, colour, horizontal_flip, mixup, quarter_turn, random_crop, warp
 from jaxmeta.judgement import protocol_of
 from jaxmeta.protocols import VARYING, Protocol, fingerprint

@@ -20,7 +20,8 @@ from conftest import small_files
 from jaxmeta import DATASETS, ESTIMATORS, INNER_OPTIMIZERS, METAGRADS, MODELS
 from jaxmeta.checkpoint import checkpoint_steps
 from jaxmeta.cli import main
-from jaxmeta.config import Config, check_config, to_json
+from jaxmeta.config import Config, check_config
+from jaxmeta.config_json import to_json
 from jaxmeta.machine import Machine
 from jaxmeta.options import AdaptOptions, CompareOptions, EvaluateOptions, PredictOptions, RunOptions, SweepOptions
 from jaxmeta.presets import DEFAULT_PRESETS, PRESETS
@@ -273,6 +274,11 @@ def test_damaged_checkpoint_is_passed_over(run, capsys):
         (["train", "--outer-lr", "nan"], "--outer-lr must be a positive number; given nan"),
         (["train", "--ways", "9999"], "9999 ways were asked for"),
         (["train", "--shots", "15", "--eval-queries", "15"], "15 shots + 15 queries were asked for"),
+        (
+            ["train", "--algorithm", "protonet", "--inner-lr", "0.1"],
+            "has no inner learning rate: leave it out",
+        ),
+        (["train", "--algorithm", "protonet", "--inner-lrs", "0.4"], "has no inner learning rate: leave it out"),
         (["train", "--log-every", "7"], "--checkpoint-every must be a multiple of --log-every 7"),
         (["train", "--task-chunk", "5"], "--task-chunk must divide --tasks"),
         (["train", "--dataset", "omniglot", "--data-dir", "/no/such/folder"], "/no/such/folder"),

@@ -1,4 +1,4 @@
-"""The table of what the experiments of tuning have shown."""
+"""The tables of what the experiments have shown."""
 
 import json
 
@@ -50,6 +50,39 @@ def test_another_run_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
     assert "| meta-model, examples a class: 1 | from scratch | +10.0 +- 0.0 points | 2 | 1, 1 core |" in row
     with pytest.raises(KeyError):
         tables.compare("mnist", tmp_path / "result.json", "1 core")
+
+
+def test_a_result_below_its_paper_is_recorded_with_the_reason_only(tmp_path, monkeypatch):
+    tables = load_experiment("make_tables")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results.jsonl")
+    result = {"accuracy": 0.95, "ci95": 0.01, "dataset": "omniglot", "algorithm": "maml", "metagrad": "unrolled"}
+    result |= {
+        "ways": 5,
+        "shots": 1,
+        "queries": 1,
+        "inner_steps": 1,
+        "eval_inner_steps": 3,
+        "steps": 100,
+        "turns": "none",
+    }
+    result |= {"norm": "inductive", "train_norm": "transductive", "setting": "inductive", "seconds": 120.0}
+    result["fingerprint"] = "0123456789ab"
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    (tmp_path / "config.json").write_text(json.dumps({"dataset": "omniglot", "split": "random"}))
+    noted = {"hardware": "1 core", "paper_setting": "transductive", "why": None}
+    with pytest.raises(SystemExit, match="say by --why"):
+        tables.add(tmp_path, "result.json", **noted, paper=0.987)
+    assert not (tmp_path / "results.jsonl").exists()
+    tables.add(tmp_path, "result.json", **noted, paper=0.955)
+    tables.add(tmp_path, "result.json", **{**noted, "why": "100 steps of 60,000"}, paper=0.987)
+    heads, _, reached, missed = tables.results_table().splitlines()
+    assert "| omniglot (random) | 5-way 1-shot, 1 query a class, upright | maml, unrolled |" in reached
+    assert (
+        "| inductive (trained transductive) | 1 (3) | 100 | 95.0 +- 1.0 % | 95.5 % (transductive) | - | 2.0 |"
+        in reached
+    )
+    assert "| 98.7 % (transductive) | 100 steps of 60,000 | 2.0 | 1 core | 0123456789ab |" in missed
+    assert heads.count("|") == reached.count("|") == missed.count("|")
 
 
 def test_learned_optimizers_on_what_they_are_judged_on():

@@ -151,7 +151,10 @@ def test_a_run_is_verified_from_the_command_line(lfw, tmp_path, capsys):
     # Colours that were never trained on: far from guessing, whatever the chip rounds.
     assert drawn["area_under_roc"] > 0.75 and drawn["verification_accuracy"] > 0.6 > 0.4 > drawn["equal_error_rate"]
     assert verified("--pairs", "400") == drawn
-    assert verified("--pairs", "400", "--split", "validation")["pairs_hash"] != drawn["pairs_hash"]
+    other = verified("--pairs", "400", "--split", "validation")
+    assert other["pairs_hash"] != drawn["pairs_hash"] and other["protocol"] != drawn["protocol"]
+    fewer = verified("--pairs", "20")
+    assert drawn["setting"] == "inductive" and fewer["fingerprint"] != drawn["fingerprint"]
     # Pairs with people of training are left out of a list: of those of test and validation at least one is.
     test = [name for split in ("test", "validation") for name in load_faces(data_dir=lfw).class_names[split]]
     kind = (
@@ -161,6 +164,7 @@ def test_a_run_is_verified_from_the_command_line(lfw, tmp_path, capsys):
     fold = "".join([*kind[0], "Person_A\t1\t2\n"][:4]) + "".join([*kind[1], "Person_A\t1\tPerson_B\t1\n"])
     (tmp_path / "pairs.txt").write_text("2\t4\n" + 2 * fold)
     listed = verified("--list", str(tmp_path / "pairs.txt"), "--picture", str(tmp_path / "listed.png"))
+    assert listed["protocol"] not in (drawn["protocol"], other["protocol"])
     assert (listed["pairs_from"], listed["folds"]) == ("list pairs.txt", 2) and (tmp_path / "listed.png").is_file()
     known = load_faces(data_dir=lfw).class_names["train"]
     assert listed["pairs"] == 2 * (8 - ("Person_A" in known) - ("Person_A" in known or "Person_B" in known))

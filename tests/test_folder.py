@@ -16,7 +16,8 @@ from PIL import Image
 from jaxmeta import EpisodeSpec, divide_classes, load_folder
 from jaxmeta.candidate import Request, own_config
 from jaxmeta.cli import main
-from jaxmeta.config import Config, ConfigError, check_config, from_json, to_json
+from jaxmeta.config import Config, ConfigError, check_config
+from jaxmeta.config_json import from_json, to_json
 from jaxmeta.data import DataError, check_spec, folder_pool, memory
 from jaxmeta.data.images import read_image
 from jaxmeta.data.pools import ImageRecipe

@@ -11,6 +11,7 @@ from flax import nnx
 from conftest import tiny_model
 from jaxmeta import (
     CRITERIA,
+    Batch,
     Episode,
     anil,
     boil,
@@ -28,6 +29,7 @@ from jaxmeta import (
     mlp,
     reptile,
 )
+from jaxmeta.algorithms.adapted import cycled_batch
 from jaxmeta.nn import BatchNorm
 
 KEY = jax.random.key(0)
@@ -91,21 +93,36 @@ def test_reptile_moves_towards_what_training_on_the_whole_task_leads_to(x64):
     np.testing.assert_allclose(grads["body"], 1.0 - phi, rtol=1e-12)
 
 
-def test_reptile_draws_another_mini_batch_in_every_step(x64):
-    """With one example at a time, a slope that is right for none of them ends where the draws lead it."""
+def test_reptile_walks_through_the_shuffled_task(x64):
+    """A step of 0.5 on one example jumps onto it: after each whole walk every example was met once."""
     x = jnp.ones([4, 1])
     task = Episode(example_batch(x[:2], jnp.array([[1.0], [2.0]])), example_batch(x[:2], jnp.array([[3.0], [4.0]])))
-    learner = reptile(line(), batch_size=1, num_steps=6, inner_optimizer=optax.sgd(0.5), **REGRESSION)
-    ends = {
-        float(
-            jax.grad(lambda one, seed=seed: learner.loss(one, {}, task, jax.random.key(seed), 0)[0])(params(0.0))[
-                "body"
-            ]
+
+    def met(num_steps, seed):
+        learner = reptile(line(), batch_size=1, num_steps=num_steps, inner_optimizer=optax.sgd(0.5), **REGRESSION)
+        return -float(
+            jax.grad(lambda one: learner.loss(one, {}, task, jax.random.key(seed), 0)[0])(params(0.0))["body"]
         )
-        for seed in range(4)
-    }
-    # A step of 0.5 jumps onto the example drawn: the end is minus the last one's target.
-    assert ends <= {-1.0, -2.0, -3.0, -4.0} and len(ends) > 1
+
+    walks = {seed: [met(number, seed) for number in range(1, 9)] for seed in range(3)}
+    for walk in walks.values():
+        assert set(walk[:4]) == set(walk[4:]) == {1.0, 2.0, 3.0, 4.0}
+    assert any(walk[:4] != walk[4:] for walk in walks.values()) and len({tuple(walk) for walk in walks.values()}) > 1
+
+
+@pytest.mark.parametrize(("real", "size"), [(7, 3), (3, 3), (2, 3), (7, 9)])
+def test_a_batch_has_each_real_example_as_often_as_the_others(real, size):
+    """Over whole walks, whatever divides what; padding is met only where there are not enough."""
+    batch = Batch(jnp.arange(8.0), jnp.arange(8), (jnp.arange(8) < real).astype(jnp.float32))
+    drawn = [cycled_batch(jax.random.key(1), batch, size, index) for index in range(real)]
+    if size >= 8:
+        assert all(one is batch for one in drawn)
+        return
+    for one in drawn:
+        met = one.targets[one.weights > 0]
+        assert len(set(met.tolist())) >= min(real, 2) and len(met) == min(real, size)
+    counts = np.bincount(np.concatenate([one.targets[one.weights > 0] for one in drawn]), minlength=8)
+    assert counts.tolist() == [min(real, size)] * real + [0] * (8 - real)
 
 
 def tiny_task(source):

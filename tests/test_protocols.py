@@ -45,7 +45,8 @@ from jaxmeta import (
 from jaxmeta.candidate import Request, make_ready, with_protocol
 from jaxmeta.check import leak_test
 from jaxmeta.cli import main
-from jaxmeta.config import Config, ConfigError, from_json, to_json
+from jaxmeta.config import Config, ConfigError
+from jaxmeta.config_json import from_json, to_json
 from jaxmeta.data import DataError
 from jaxmeta.data.omniglot import alphabet_of
 from jaxmeta.data.pools import with_rotations
@@ -130,8 +131,12 @@ def test_the_protocol_hash_is_that_of_the_canonical_json():
     [
         ("episodes", 1, "episodes of at least 2; given 1"),
         ("part", "tset", "part='train' or 'validation' or 'test'; given 'tset'"),
-        ("interval", "std", "interval='t-95 over tasks'; given 'std'"),
-        ("episodes_from", "lake", "episodes_from='sampled' or 'varying' or 'omniglot-challenge'; given 'lake'"),
+        ("interval", "std", "interval='t-95 over tasks' or 't-95 over folds'; given 'std'"),
+        (
+            "episodes_from",
+            "lake",
+            "or 'omniglot-challenge' or 'pairs' or 'listed pairs'; given 'lake'",
+        ),
         ("norm", "transductve", "norm='transductive' or 'inductive' or 'running' or 'none'; given 'transductve'"),
         ("turns", "upright", "turns='classes' or 'by chance' or 'none'; given 'upright'"),
         ("measured", "unsure", "measured=None or 'inductive' or 'transductive'; given 'unsure'"),

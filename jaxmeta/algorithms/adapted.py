@@ -59,6 +59,27 @@ def mini_batch(key: Key, batch: Batch, size: int) -> Batch:
     return jax.tree.map(lambda leaf: leaf[chosen], batch)
 
 
+def cycled_batch(key: Key, batch: Batch, size: int, index: jax.Array) -> Batch:
+    """Give the examples of step `index` of walks through the shuffled set, shuffled anew for each; all, if no more."""
+    if batch.weights.shape[0] <= size:
+        return batch
+    # The numbers of the loop's steps are folded into its key too.
+    key = jax.random.fold_in(key, 2**31 - 1)
+    real = jnp.maximum((batch.weights > 0).sum(), 1)
+    places = index * size + jnp.arange(size)
+    first_walk = places[0] // real
+
+    def order(walk):
+        draws = jax.random.uniform(jax.random.fold_in(key, walk), batch.weights.shape)
+        return jnp.argsort(jnp.where(batch.weights > 0, draws, 2.0))
+
+    # A batch is of two walks at most, or of all real examples and padding.
+    orders = jax.vmap(order)(first_walk + jnp.arange(2))
+    cycled = orders[jnp.minimum(places // real - first_walk, 1), places % real]
+    chosen = jnp.where(real <= size, order(0)[:size], cycled)
+    return jax.tree.map(lambda leaf: leaf[chosen], batch)
+
+
 def present_classes(support: Batch, ways: int) -> jax.Array:
     """Tell which classes have an example, `[ways]` bool; all outputs are present in regression."""
     if not jnp.issubdtype(support.targets.dtype, jnp.integer):

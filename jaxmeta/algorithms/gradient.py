@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.algorithms.adapted import Adapted, check_norm, metrics_of, mini_batch
+from jaxmeta.algorithms.adapted import Adapted, check_norm, cycled_batch, metrics_of
 from jaxmeta.base import Batch, Episode, MetaGrad, MetaLearner, Model, PyTree
 from jaxmeta.inner import InnerOptimizer, inner_loop
 from jaxmeta.inner.loop import continue_loop
@@ -57,7 +57,7 @@ def gradient_learner(
       criterion: See there.
       norm: See there.
       log_grad_norms: See there.
-      batch_size: Support examples of an inner step, drawn anew in each; all if None.
+      batch_size: Support examples of an inner step, in a shuffled order over and over; all if None.
       step_weights: `outer step -> [num_steps]`, the share that the query loss after each inner
         step has in the meta-loss; None for the last alone.
 
@@ -78,14 +78,14 @@ def gradient_learner(
     check_norm("A learner that adapts by gradients", norm, ("transductive", "inductive"))
 
     def objective(phi, theta, state, data, key):
-        support, index = data
-        batch = support if batch_size is None else mini_batch(jax.random.fold_in(key, 1), support, batch_size)
+        support, key_loop, index = data
+        batch = support if batch_size is None else cycled_batch(key_loop, support, batch_size, index)
         params = adaptation.params(phi, theta, index)
         outputs, state = model.apply(params, state, batch.inputs, key=key, train=True, weights=batch.weights)
         return criterion.loss(outputs, batch.targets, batch.weights), state
 
     record = ["grad_norm"] * log_grad_norms + ["phi"] * (step_weights is not None)
-    options = {"proximal": proximal, "data_at": lambda support, index: (support, index)}
+    options = {"proximal": proximal, "data_at": lambda data, index: (*data, index)}
     solve = inner_loop(objective, inner_optimizer, num_steps, metagrad, record=record, **options)
 
     def finish(phi, theta, state, support, key, index):
@@ -96,8 +96,8 @@ def gradient_learner(
 
     def adapt(theta, state, support: Batch, key, *, num_steps=None):
         key_loop, key_statistics = jax.random.split(key)
-        result = solve(adaptation.start(theta), theta, state, support, key_loop, num_steps=num_steps)
-        return finish(result.phi, theta, state, support, key_statistics, _last(result))
+        result = solve(adaptation.start(theta), theta, state, (support, key_loop), key_loop, num_steps=num_steps)
+        return finish(result.phi, theta, state, support, key_statistics, jnp.asarray(result.next_step) - 1)
 
     def predict(adapted: Adapted, batch: Batch, key):
         del key  # A prediction has no noise: whatever the statistics are, dropout is off.
@@ -106,16 +106,18 @@ def gradient_learner(
 
     def unroll(theta, state, inner, episode: Episode, key, step, *, num_steps=None):
         support, query = episode
-        key_adapt, key_predict = jax.random.split(key)
+        # One key for `adapt` and one for `predict`, which needs none.
+        key_adapt, _ = jax.random.split(key)
         key_loop, key_statistics = jax.random.split(key_adapt)
-        inner, result = continue_loop(solve, inner, adaptation.start(theta), theta, state, support, key_loop, num_steps)
+        start, data = adaptation.start(theta), (support, key_loop)
+        inner, result = continue_loop(solve, inner, start, theta, state, data, key_loop, num_steps)
 
         def judged(phi, index):
             adapted = finish(phi, theta, state, support, key_statistics, index)
-            outputs = predict(adapted, query, key_predict)
+            outputs = predict(adapted, query, None)
             return criterion.loss(outputs, query.targets, query.weights), (adapted, outputs)
 
-        value, (adapted, outputs) = judged(result.phi, _last(result))
+        value, (adapted, outputs) = judged(result.phi, jnp.asarray(result.next_step) - 1)
         metrics = metrics_of(criterion, outputs, query)
         if log_grad_norms and result.per_step is not None:
             norms = result.per_step["grad_norm"]
@@ -134,10 +136,6 @@ def gradient_learner(
 
     # A part of a loop has not the steps that the weights are for.
     return MetaLearner(adaptation.init, adapt, predict, loss, unroll if step_weights is None else None)
-
-
-def _last(result) -> jax.Array:
-    return jnp.asarray(result.next_step) - 1
 
 
 def _over_steps(judged, result, weights):

@@ -3,7 +3,8 @@
     y(x) = y_n  with  n = argmin_n |x - x_n|
 
 Cover and Hart, "Nearest Neighbor Pattern Classification", 1967, IEEE Transactions on Information
-Theory 13; as a few-shot baseline in Vinyals et al., 2016, arXiv 1606.04080, table 1 ("Pixels").
+Theory 13; a few-shot baseline since Vinyals et al., 2016, arXiv 1606.04080,
+table 1 ("Pixels"), who compare by the cosine.
 """
 
 import jax.numpy as jnp

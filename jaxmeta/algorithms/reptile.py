@@ -30,7 +30,8 @@ def reptile(model: Model, *, batch_size: int = 10, **options: Unpack[LoopOptions
 
     Args:
       model: The network; all its parameters are adapted.
-      batch_size: Examples of an inner step, drawn anew in each; all of a smaller task.
+      batch_size: Examples of an inner step: the task is shuffled and walked through, over and over; all of a smaller
+        task. 10 in the paper, 20 for 20 ways.
       **options: See `LoopOptions`; inner_optimizer is needed, in the paper Adam with b1=0.
 
     Returns:

@@ -12,7 +12,8 @@ from jaxmeta import checkpoint
 from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.base import MetaLearner, PyTree
 from jaxmeta.calibration import Calibration
-from jaxmeta.config import Config, ConfigError, to_json
+from jaxmeta.config import Config, ConfigError
+from jaxmeta.config_json import to_json
 from jaxmeta.data import Dataset
 from jaxmeta.data.pools import ImageRecipe
 from jaxmeta.folder import data_to_json, read_calibration, read_config, read_data

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmeta.config import ConfigError, from_json
+from jaxmeta.config import ConfigError
+from jaxmeta.config_json import from_json
 from jaxmeta.data import DataError
 from jaxmeta.folder import data_from_json
 from jaxmeta.nn import LoweringTable

@@ -1,0 +1,45 @@
+"""A configuration as plain values, as it lies in a run's folder."""
+
+from pathlib import Path
+from typing import Any
+
+from jaxmeta.config import Config, ConfigError, check_config
+
+# Options that runs of earlier versions did not have, with what they did.
+ADDED_LATER = {"keep_best": 1, "image_size": None, "episodes": "fixed", "augment": (), "inner_batch": None}
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """Turn a configuration into plain values."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(config).items()}
+
+
+def from_json(values: dict[str, Any]) -> Config:
+    """Rebuild a configuration from plain values.
+
+    Args:
+      values: From `to_json`.
+
+    Returns:
+      The configuration.
+
+    Raises:
+      ConfigError: if it is damaged or of another version.
+    """
+    defaults = vars(Config())
+    values = {**ADDED_LATER, **values}
+    # JSON knows no tuples.
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    if set(values) != set(defaults):
+        odd = sorted(set(values) ^ set(defaults))
+        raise ConfigError(f"The stored configuration is damaged or of another version: see {', '.join(odd)}.")
+    for name, default in defaults.items():
+        number, text = (int, type(None)), (str, type(None))
+        optional = dict.fromkeys(("task_chunk", "train_ways", "image_size", "inner_batch"), number) | {"data_dir": text}
+        kinds = optional.get(name, (float, int) if isinstance(default, float) else (type(default),))
+        if type(values[name]) not in kinds:
+            raise ConfigError(f"The stored configuration is damaged: it has {name}={values[name]!r}.")
+    data_dir = values.get("data_dir")
+    config = Config(**{**values, "data_dir": None if data_dir is None else Path(data_dir)})
+    check_config(config)
+    return config

@@ -1,0 +1,76 @@
+"""The experiments on tasks of images: what each asks for can be trained, and every algorithm has one."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import load_experiment
+from jaxmeta import ALGORITHMS, PROTOCOLS
+from jaxmeta.config import check_config
+from jaxmeta.presets import PRESETS
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+BY_SETTINGS = sorted(path for path in EXPERIMENTS.glob("*.py") if "    run_settings(" in path.read_text())
+# What each trains, where it is not told by its settings; the last two learn nothing, and stand in the table of all.
+OTHERS = {"sinusoid_cnp": {"cnp"}, "omniglot_two_cores": {"matching-fce", "nearest", "scratch"}}
+
+
+def asked_of(path, monkeypatch, tmp_path):
+    """Run an experiment with nothing trained, and give the configurations and protocols that it asks for."""
+    settings, configs, protocols = load_experiment("settings"), [], []
+
+    def train_run(config, out, *, resume):
+        configs.append(config)
+        return {"run": str(out)}
+
+    def evaluate_run(out, *, protocol):
+        protocols.append(protocol)
+        return {}
+
+    monkeypatch.setitem(sys.modules, "settings", settings)
+    monkeypatch.setattr(settings, "train_run", train_run)
+    monkeypatch.setattr(settings, "evaluate_run", evaluate_run)
+    monkeypatch.setattr(settings, "write_atomically", lambda path, text: json.loads(text))
+    monkeypatch.setattr(sys, "argv", [path.name, "all", "--out", str(tmp_path)])
+    runpy.run_path(str(path), run_name="__main__")
+    return configs, protocols
+
+
+@pytest.mark.parametrize("path", BY_SETTINGS, ids=lambda path: path.stem)
+def test_an_experiment_asks_for_what_can_be_trained_and_judged(path, monkeypatch, tmp_path, capsys):
+    configs, protocols = asked_of(path, monkeypatch, tmp_path)
+    header = path.read_text().split('"""')[1]
+    assert all(f"\n{word}" in header for word in ("Paper ", "Command ", "Expected ", "Setting ", "Hardware "))
+    assert f"python experiments/{path.name} " in header and ("arXiv" in header or "Workshop" in header)
+    assert len(configs) >= 2 and protocols and set(protocols) <= set(PROTOCOLS)
+    for config in configs:
+        check_config(config)
+    # Each setting is a run of its own, and one says what its paper reached.
+    runs = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    papers = [run for run in runs if "paper" in run]
+    assert len({run["run"] for run in papers}) == len(configs) and all(
+        run["paper"] is None or 0 < run["paper"] < 1 for run in papers
+    )
+
+
+def test_every_algorithm_has_an_experiment(monkeypatch, tmp_path, capsys):
+    found = set().union(*OTHERS.values())
+    for path in BY_SETTINGS:
+        found |= {config.algorithm for config in asked_of(path, monkeypatch, tmp_path)[0]}
+    assert found == set(ALGORITHMS)
+
+
+def test_all_run_under_one_budget_in_settings_that_can_be_trained():
+    experiment = load_experiment("omniglot_two_cores")
+    for algorithm in ALGORITHMS:
+        config = experiment.config_of(algorithm, None, 0)
+        check_config(config)
+        same = ("dataset", "split", "ways", "shots", "eval_queries", "model", "filters", "eval_episodes", "seed")
+        reference = experiment.config_of("maml", None, 0)
+        differing = {name for name in same if getattr(config, name) != getattr(reference, name)}
+        # The relation network compares maps.
+        assert differing <= ({"model"} if algorithm == "relation" else set()), algorithm
+        assert config.norm in ("inductive", "running") and PRESETS["omniglot-maml-5w1s"].norm == "transductive"
