@@ -49,7 +49,7 @@ def results_table() -> str:
         cells = (
             trained_and_judged(row),
             task,
-            ", ".join(filter(None, (row["algorithm"], row["metagrad"]))),
+            ", ".join(filter(None, (row["algorithm"], row["metagrad"], ways_of_training(row)))),
             norm_of(row),
             steps,
             row["steps"] or "-",
@@ -71,6 +71,11 @@ def trained_and_judged(row: dict) -> str:
     return (
         row["dataset"] + split if trained in (row["dataset"], "nothing") else f"{trained}{split}, on {row['dataset']}"
     )
+
+
+def ways_of_training(row: dict) -> str:
+    ways = row.get("train_ways", row["ways"])
+    return "" if ways == row["ways"] else f"trained with {ways} ways"
 
 
 def paper_of(row: dict) -> str:

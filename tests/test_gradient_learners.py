@@ -10,12 +10,14 @@ from flax import nnx
 
 from conftest import tiny_model
 from jaxmeta import (
+    ALGORITHMS,
     CRITERIA,
     Batch,
     Episode,
     anil,
     boil,
     cavia,
+    conv4,
     example_batch,
     fomaml,
     from_function,
@@ -27,10 +29,12 @@ from jaxmeta import (
     meta_curvature,
     meta_sgd,
     mlp,
+    options_of,
     reptile,
 )
 from jaxmeta.algorithms.adapted import cycled_batch
 from jaxmeta.nn import BatchNorm
+from jaxmeta.presets import PRESETS, with_algorithm
 
 KEY = jax.random.key(0)
 REGRESSION = {"criterion": CRITERIA["regression"]}
@@ -125,6 +129,21 @@ def test_a_batch_has_each_real_example_as_often_as_the_others(real, size):
     assert counts.tolist() == [min(real, size)] * real + [0] * (8 - real)
 
 
+@pytest.mark.parametrize("name", ["maml", "imaml", "reptile", "anil", "cavia", "maml++"])
+def test_an_algorithm_begins_with_the_steps_that_its_runs_have(name, source):
+    """The number is in the algorithm's own file, and what the command line begins with is the same."""
+    takes = {"inner_optimizer": optax.sgd(0.1)} if "inner_optimizer" in options_of(ALGORITHMS[name]) else {}
+    learner = ALGORITHMS[name](conv4(3, filters=2, context=2), log_grad_norms=True, **takes)
+    episode = tiny_task(source)
+
+    def metrics():
+        theta, state = learner.init(KEY, episode.support.inputs)
+        return learner.loss(theta, state, episode, KEY, jnp.int32(0))[1][1]
+
+    steps = sum(metric.startswith("inner_grad_norm_") for metric in jax.eval_shape(metrics))
+    assert steps == with_algorithm(PRESETS["glyphs-maml-5w1s"], name).inner_steps > 0
+
+
 def tiny_task(source):
     return jax.tree.map(lambda leaf: leaf[0], source.sample(jax.random.key(3), source.pool, source.spec, 1))
 
@@ -146,7 +165,7 @@ def test_a_half_needs_two():
 
 def test_cavia_moves_its_context_from_zero_and_learns_the_rest():
     points = example_batch(jnp.linspace(-1, 1, 8)[:, None], jnp.ones([8, 1]))
-    learner = cavia(mlp(1, context=3), **SGD)
+    learner = cavia(mlp(1, context=3), num_steps=1, **SGD)
     theta, state = learner.init(KEY, points.inputs)
     # Whatever is stored as the context: it begins at zero.
     theta["body"]["context"] = jnp.full(3, 7.0)

@@ -22,7 +22,7 @@ def anil(model: Model, **options: Unpack[GradientOptions]) -> MetaLearner:
 
     Args:
       model: A network with a head.
-      **options: See `GradientOptions`; inner_optimizer is needed.
+      **options: See `GradientOptions`; inner_optimizer is needed, and num_steps is 5 if left out.
 
     Returns:
       A `MetaLearner`; both parts of the network are learned by the outer loop.
@@ -37,6 +37,7 @@ def anil(model: Model, **options: Unpack[GradientOptions]) -> MetaLearner:
 
     Source: Raghu, Raghu, Bengio and Vinyals, 2020, arXiv 1909.09157.
     """
+    options.setdefault("num_steps", 5)
     return gradient_learner(model, _only("head", model, "anil"), **options)
 
 

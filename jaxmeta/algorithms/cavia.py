@@ -24,7 +24,8 @@ def cavia(model: Model, **options: Unpack[GradientOptions]) -> MetaLearner:
       model: A network that reads parameters called `context`, as `mlp(1, context=5)` (inputs beside
         the image's or the point's own) and `conv4(5, context=100)` (scale and shift of the channels
         of the third block) do.
-      **options: See `GradientOptions`; inner_optimizer is needed. The paper's rate is 1.
+      **options: See `GradientOptions`; inner_optimizer is needed, in the paper of rate 1, and num_steps is 2 if left
+        out.
 
     Returns:
       A `MetaLearner` whose meta-parameters are those of the model.
@@ -40,6 +41,7 @@ def cavia(model: Model, **options: Unpack[GradientOptions]) -> MetaLearner:
 
     Source: Zintgraf, Shiarlis, Kurin, Hofmann and Whiteson, 2019, arXiv 1810.03642.
     """
+    options.setdefault("num_steps", 2)
 
     def init(key, inputs):
         theta, state = model.init(key, inputs)

@@ -30,8 +30,8 @@ def imaml(
       proximal: lambda, the strength of the pull towards the initialisation; 2 in the paper.
       solver_steps: Steps of conjugate gradients; 5 in the paper.
       damping: Added to the diagonal of what they solve, for Hessians that are not positive.
-      **options: See `LoopOptions`; inner_optimizer is needed. The paper takes 16 inner steps
-        on Omniglot, 25 for 20 ways.
+      **options: See `LoopOptions`; inner_optimizer is needed, and num_steps is 16 if left out (in the paper 25 for
+        the tasks of 20 ways).
 
     Returns:
       A `MetaLearner` whose meta-parameters are the initialisation.
@@ -46,5 +46,6 @@ def imaml(
 
     Source: Rajeswaran, Finn, Kakade and Levine, 2019, arXiv 1909.04630.
     """
+    options.setdefault("num_steps", 16)
     metagrad = implicit(solver=conjugate_gradient(max_steps=solver_steps), damping=damping)
     return maml(model, metagrad=metagrad, proximal=proximal, **options)

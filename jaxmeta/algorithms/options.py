@@ -13,7 +13,8 @@ class StepOptions(TypedDict, total=False):
     """Options of every learner that adapts by gradient steps.
 
     Attributes:
-      num_steps: Inner steps in training (1); `adapt` takes another number.
+      num_steps: Inner steps in training (1, where the algorithm has no number of its own); `adapt`
+        takes another number.
       criterion: Loss of both loops, and metrics; that of classification if left out.
       norm: "transductive" (if left out) normalises the query set by its own statistics, as
         in the papers; "inductive" by those of the support set under the adapted parameters,

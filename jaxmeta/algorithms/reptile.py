@@ -32,7 +32,8 @@ def reptile(model: Model, *, batch_size: int = 10, **options: Unpack[LoopOptions
       model: The network; all its parameters are adapted.
       batch_size: Examples of an inner step: the task is shuffled and walked through, over and over; all of a smaller
         task. 10 in the paper, 20 for 20 ways.
-      **options: See `LoopOptions`; inner_optimizer is needed, in the paper Adam with b1=0.
+      **options: See `LoopOptions`; inner_optimizer is needed, in the paper Adam with b1=0, and num_steps is 5 if left
+        out (in the paper 10 for 20 ways).
 
     Returns:
       A `MetaLearner` whose meta-parameters are the initialisation. Its training metrics are those
@@ -47,6 +48,7 @@ def reptile(model: Model, *, batch_size: int = 10, **options: Unpack[LoopOptions
 
     Source: Nichol, Achiam and Schulman, 2018, arXiv 1803.02999.
     """
+    options.setdefault("num_steps", 5)
     check_count("reptile", "batch_size", batch_size, 1)
     learner = gradient_learner(model, whole(model), batch_size=batch_size, **options)
     unroll = unroll_of(learner, "reptile")
