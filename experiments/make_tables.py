@@ -205,6 +205,8 @@ def filled(text: str) -> str:
 def add(run: Path, file: str, **noted) -> None:
     """Record a run's result; `--file` names another JSON in its folder than result.json."""
     result = json.loads((run / file).read_text())
+    if "accuracy" not in result and "mse" not in result:
+        raise SystemExit(f"{run / file} has no accuracy and no mean squared error: it is not for this table.")
     row = {**result, **noted, "run": run.name}
     if "seconds" in result:
         row["minutes"] = result["seconds"] / 60
@@ -254,6 +256,11 @@ def main() -> int:
             parser.error(f"--compare needs --hardware and one of {', '.join(comparisons.READERS)}; given {name}")
         compare(name, Path(file), options.hardware)
     stale = [page for page in PAGES if filled(page.read_text()) != page.read_text()]
+    rows = map(json.loads, RESULTS.read_text().splitlines())
+    unexplained = [row["run"] for row in rows if not is_reached(row) and not row.get("why")]
+    if unexplained:
+        print(f"Below their papers without a reason: {', '.join(unexplained)}", file=sys.stderr)
+        return 1
     if options.check:
         for page in stale:
             print(f"{page.relative_to(REPO)} is out of date: run python experiments/make_tables.py", file=sys.stderr)

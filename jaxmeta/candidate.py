@@ -11,14 +11,14 @@ from jax.sharding import Mesh
 from jaxmeta import checkpoint
 from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.base import Evaluation, TrainState
-from jaxmeta.config import ConfigError, options_of_dataset
+from jaxmeta.config import ConfigError
 from jaxmeta.data import DataError, Dataset
 from jaxmeta.ensemble import ensemble_learner
 from jaxmeta.evaluate import make_evaluator
 from jaxmeta.folder import check_classes, read_config, read_data
 from jaxmeta.judged_tasks import episodes_of
 from jaxmeta.judgement import describe, examine, protocol_of
-from jaxmeta.parts import load_dataset, norm_in_use
+from jaxmeta.parts import load_dataset, norm_in_use, unusual_size
 from jaxmeta.protocols import DRAWN, Protocol
 from jaxmeta.request import Request, is_elsewhere, own_config, requested
 from jaxmeta.workspace import Workspace, find_lowering, one_task, open_workspace, stand_in, state_like, with_config
@@ -89,8 +89,7 @@ def make_ready(own: Workspace, out: Path, request: Request, mesh: Mesh | None = 
     protocol = dataclasses.replace(protocol, norm=workspace.norm)
     if protocol.trained_on and protocol.episodes_from in DRAWN:
         # A folder is asked for by its path, and told by what is in it; its images are made as those of training.
-        recipe, takes = workspace.dataset.recipe, options_of_dataset(workspace.config)
-        size = None if recipe is None or {"image_size", "recipe"}.isdisjoint(takes) else recipe.height
+        size = unusual_size(workspace.config, workspace.dataset.recipe)
         protocol = dataclasses.replace(protocol, dataset=workspace.dataset.name, image_size=size)
     restored = _restored(own, out, protocol)
     train_state = restored[0].train_state
@@ -135,13 +134,13 @@ def with_protocol(
         norm=own.config.norm if protocol.norm == "none" else protocol.norm,
     )
     _check_head(own, protocol)
-    dataset = own.dataset
+    dataset = judged = own.dataset
     if protocol.trained_on and protocol.episodes_from in DRAWN:
         config = dataclasses.replace(config, dataset=protocol.dataset, split=protocol.split, data_dir=data_dir)
         dataset = load_dataset(config, like=own.dataset.recipe)
         _check_kind(own.dataset, dataset)
-        # The learner is built for the classes that it was trained on.
-        dataset = dataset._replace(class_names=own.dataset.class_names)
+        # The learner is built for the classes that it was trained on; tasks are drawn of those that are judged.
+        judged, dataset = dataset, dataset._replace(class_names=own.dataset.class_names)
     if protocol.ways != own.config.ways:
         # Some learners are networks of a size that depends on the most classes in a task: that stays as it was.
         config = dataclasses.replace(config, train_ways=max(own.config.ways, own.config.train_ways or 0))
@@ -151,7 +150,7 @@ def with_protocol(
         # The dataset first: the parts are made for its kind of tasks.
         workspace = with_config(own._replace(dataset=dataset), config, mesh)
     try:
-        source = episodes_of(protocol, dataset, data_dir, own.pool)
+        source = episodes_of(protocol, judged, data_dir, own.pool)
     except DataError:
         raise
     except ValueError as error:

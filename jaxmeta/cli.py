@@ -167,6 +167,7 @@ def _plan(arguments: list[str]) -> None:
         f"Presets: {', '.join(PRESETS)}. Defaults below are those of {preset}.",
     )
     check_config(options.config)
+    refuse_idle_rate(options.config, options.config.inner_lr != start.inner_lr)
     mesh = open_mesh(options.machine, options.config.tasks, divide_cpu=is_convolutional(options.config))
     table = show_plan(
         options.config,

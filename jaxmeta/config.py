@@ -21,6 +21,8 @@ EPISODES = ("fixed", "varying")
 # The least value of a whole number, where it is not 1. An interval needs two tasks.
 LEAST = {"seed": 0, "context": 0, "inner_steps": 0, "eval_inner_steps": 0, "validation_episodes": 2, "eval_episodes": 2}
 LEAST |= {"image_size": 8}
+# Options of an algorithm that are its own where they are None, and what its factory calls them.
+OPTIONAL = {"inner_batch": "batch_size", "eval_inner_batch": "eval_batch_size", "scale": "scale"}
 # Other numbers than whole ones are positive, but for these.
 MAY_BE_ZERO = {"proximal"}
 
@@ -83,6 +85,11 @@ class Config:
     inner_optimizer: Annotated[str, _choice(INNER_OPTIMIZERS, "Optimiser of the inner loop.")] = "sgd"
     inner_batch: Annotated[
         int | None, tyro.conf.arg(help="Support examples of an inner step, for reptile; None: as many as usual there.")
+    ] = None
+    eval_inner_batch: Annotated[int | None, tyro.conf.arg(help="And in evaluation; None: as in training.")] = None
+    scale: Annotated[
+        float | None,
+        tyro.conf.arg(help="Factor of the cosines of matching, matching-fce and baseline++; None: as usual there."),
     ] = None
     proximal: Annotated[float, tyro.conf.arg(help="Pull of the adapted parameters to where they began.")] = 0.0
     log_grad_norms: Annotated[bool, tyro.conf.arg(help="Log the norm of the gradient at every inner step.")] = False
@@ -190,8 +197,10 @@ def _refuse_idle(config: Config) -> None:
         value = getattr(config, name)
         if name not in takes and value != getattr(Config, name):
             raise ConfigError(f"--{name.replace('_', '-')} {value} is nothing to --algorithm {config.algorithm}.")
-    if config.inner_batch is not None and "batch_size" not in takes:
-        raise ConfigError(f"--inner-batch {config.inner_batch} is nothing to --algorithm {config.algorithm}.")
+    for name, option in OPTIONAL.items():
+        value = getattr(config, name)
+        if value is not None and option not in takes:
+            raise ConfigError(f"--{name.replace('_', '-')} {value} is nothing to --algorithm {config.algorithm}.")
     if "num_steps" not in takes and (config.inner_steps or config.eval_inner_steps):
         raise ConfigError(
             f"--algorithm {config.algorithm} has no inner loop: use --inner-steps 0 --eval-inner-steps 0; given "

@@ -6,7 +6,15 @@ from typing import Any
 from jaxmeta.config import Config, ConfigError, check_config
 
 # Options that runs of earlier versions did not have, with what they did.
-ADDED_LATER = {"keep_best": 1, "image_size": None, "episodes": "fixed", "augment": (), "inner_batch": None}
+ADDED_LATER = {
+    "keep_best": 1,
+    "image_size": None,
+    "episodes": "fixed",
+    "augment": (),
+    "inner_batch": None,
+    "eval_inner_batch": None,
+    "scale": None,
+}
 
 
 def to_json(config: Config) -> dict[str, Any]:
@@ -27,7 +35,9 @@ def from_json(values: dict[str, Any]) -> Config:
       ConfigError: if it is damaged or of another version.
     """
     defaults = vars(Config())
-    values = {**ADDED_LATER, **values}
+    # Matching networks had no factor.
+    earlier = {"scale": 1.0} if values.get("algorithm") in ("matching", "matching-fce") else {}
+    values = {**ADDED_LATER, **earlier, **values}
     # JSON knows no tuples.
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     if set(values) != set(defaults):
@@ -35,7 +45,8 @@ def from_json(values: dict[str, Any]) -> Config:
         raise ConfigError(f"The stored configuration is damaged or of another version: see {', '.join(odd)}.")
     for name, default in defaults.items():
         number, text = (int, type(None)), (str, type(None))
-        optional = dict.fromkeys(("task_chunk", "train_ways", "image_size", "inner_batch"), number) | {"data_dir": text}
+        whole = ("task_chunk", "train_ways", "image_size", "inner_batch", "eval_inner_batch")
+        optional = {**dict.fromkeys(whole, number), "data_dir": text, "scale": (float, int, type(None))}
         kinds = optional.get(name, (float, int) if isinstance(default, float) else (type(default),))
         if type(values[name]) not in kinds:
             raise ConfigError(f"The stored configuration is damaged: it has {name}={values[name]!r}.")

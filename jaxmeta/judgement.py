@@ -19,6 +19,7 @@ from jaxmeta.config import ConfigError
 from jaxmeta.data import DATASETS, EpisodeSpec, TaskSource, check_spec, check_varying, sample_classification
 from jaxmeta.folder import write_calibration
 from jaxmeta.judged_tasks import episodes_hash, evaluation_key
+from jaxmeta.parts import unusual_size
 from jaxmeta.protocols import (
     CHALLENGE,
     DRAWN,
@@ -39,6 +40,8 @@ def protocol_of(workspace: Workspace, part: str = "test") -> Protocol:
     """Give a run's own protocol, as its configuration says."""
     config = workspace.config
     episodes_from = VARYING if config.episodes == "varying" else SAMPLED
+    # Trained by classification among all classes.
+    classified = "classes" in options_of(ALGORITHMS[config.algorithm])
     return Protocol(
         dataset=workspace.dataset.name,
         split=config.split,
@@ -53,13 +56,13 @@ def protocol_of(workspace: Workspace, part: str = "test") -> Protocol:
         episodes=config.eval_episodes,
         precision=config.precision,
         episodes_from=episodes_from,
-        image_size=config.image_size,
+        image_size=unusual_size(config, workspace.dataset.recipe),
         train_norm=workspace.norm,
         train_ways=config.train_ways or config.ways,
         train_shots=config.shots,
         train_queries=config.queries,
         train_within_alphabet=config.within_alphabet,
-        train_episodes_from=episodes_from,
+        train_episodes_from="classification" if classified else episodes_from,
         augment=config.augment,
     )
 

@@ -34,7 +34,7 @@ def _preset(
             changes.pop("norm", None)
         if steps is not None and algorithm in algorithms:
             changes["eval_inner_steps"] = steps
-        # The classes of other datasets are not turned, nor those of the challenge's alphabets.
+        # The classes of other datasets are not turned.
         if own.dataset == "omniglot":
             changes["turns"] = turns
         return dataclasses.replace(own, **changes)
@@ -51,6 +51,7 @@ def _challenge(own: Protocol, algorithm: str) -> Protocol:
     del algorithm
     trained = {"trained_on": own.trained_on or own.dataset, "trained_split": own.trained_split or own.split}
     fixed = {"dataset": CHALLENGE, "split": "official", "part": "test", "episodes_from": CHALLENGE, "ensemble": 1}
+    fixed["image_size"] = None
     size = {"ways": 20, "shots": 1, "queries": 1, "episodes": 20, "within_alphabet": True}
     return dataclasses.replace(own, **trained, **fixed, **size)
 

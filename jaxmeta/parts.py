@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jaxmeta.algorithms import ALGORITHMS, NEEDS_PAIRS, options_of
 from jaxmeta.base import Estimator, MetaLearner, Model
-from jaxmeta.config import Config, ConfigError
+from jaxmeta.config import OPTIONAL, Config, ConfigError
 from jaxmeta.data import DATASETS, Dataset, split_name
 from jaxmeta.data.pools import ImageRecipe
 from jaxmeta.dispatch import TrainStep
@@ -92,8 +92,7 @@ def _learner(config: Config, model: Model, criterion: Criterion, classes: int) -
         "multi_step_until": config.steps // 10,
         "first_order_until": config.steps // 2,
     }
-    if config.inner_batch is not None:
-        options["batch_size"] = config.inner_batch
+    options |= {option: value for name, option in OPTIONAL.items() if (value := getattr(config, name)) is not None}
     takes = options_of(factory)
     try:
         return factory(model, **{name: value for name, value in options.items() if name in takes})
@@ -135,6 +134,17 @@ def load_dataset(config: Config, like: ImageRecipe | None = None) -> Dataset:
     if like is not None:
         options |= {"recipe": like, "image_size": None} if "recipe" in takes else {"image_size": like.height}
     return loader(**{name: value for name, value in options.items() if name in takes})
+
+
+def unusual_size(config: Config, recipe: ImageRecipe | None) -> int | None:
+    """Tell the side of the images, where it is not what it always is for the dataset that a configuration names."""
+    loader = DATASETS[split_name(config.dataset)[0]]
+    takes = inspect.signature(loader).parameters
+    if recipe is None or {"image_size", "recipe"}.isdisjoint(takes):
+        return None
+    # Of a folder, what is usual depends on what is in it.
+    usual = getattr(inspect.getmodule(loader), "SIZE", None)
+    return None if recipe.height == usual else recipe.height
 
 
 def is_own_dataset(config: Config, name: str) -> bool:

@@ -3,7 +3,8 @@
 A field is of the judging (which tasks, what is shown of them, how the values become one number) or of the learner that
 is judged (what it was trained on, its steps, its normalisation, its precision). Two hashes stand beside every number:
 `protocol_hash` covers the judging, so that all who answer the same question share it, and `fingerprint` covers the
-whole protocol, so that two numbers with one fingerprint were got alike in everything.
+whole protocol, so that two numbers with one fingerprint were got alike in all that a protocol tells. The algorithm, the
+network and its rates are what is compared: they stand beside a number, and are not in it.
 """
 
 import dataclasses

@@ -114,6 +114,20 @@ def test_reptile_walks_through_the_shuffled_task(x64):
     assert any(walk[:4] != walk[4:] for walk in walks.values()) and len({tuple(walk) for walk in walks.values()}) > 1
 
 
+def test_reptile_may_be_judged_by_other_batches(x64):
+    """With one example at a time it jumps from one to the next; with all, to their mean."""
+    support = example_batch(jnp.ones([4, 1]), jnp.array([[1.0], [2.0], [3.0], [4.0]]))
+    options = {"inner_optimizer": optax.sgd(0.5), "num_steps": 1, **REGRESSION}
+    for size, ends in ((1, {1.0, 2.0, 3.0, 4.0}), (4, {2.5})):
+        learner = reptile(line(), batch_size=5 - size, eval_batch_size=size, **options)
+        seen = {
+            float(learner.adapt(params(0.0), {}, support, jax.random.key(seed)).params["body"]) for seed in range(8)
+        }
+        assert seen <= ends and (len(seen) > 1) == (size == 1)
+    with pytest.raises(ValueError, match="eval_batch_size"):
+        reptile(line(), eval_batch_size=0, **SGD)
+
+
 @pytest.mark.parametrize(("real", "size"), [(7, 3), (3, 3), (2, 3), (7, 9)])
 def test_a_batch_has_each_real_example_as_often_as_the_others(real, size):
     """Over whole walks, whatever divides what; padding is met only where there are not enough."""

@@ -11,9 +11,11 @@ from test_protocols import make_run, refused, told
 from jaxmeta import PROTOCOLS, ClassPool, Dataset, Protocol
 from jaxmeta.candidate import Request, open_run, with_protocol
 from jaxmeta.config import Config, ConfigError
+from jaxmeta.data.archive_pools import photographs
 from jaxmeta.data.cache import write_dataset
 from jaxmeta.data.episodes import sample_episodes
 from jaxmeta.judgement import protocol_of, source_of, tasks_hash
+from jaxmeta.parts import unusual_size
 from jaxmeta.presets import PRESETS, with_algorithm
 from jaxmeta.request import requested
 from jaxmeta.workspace import open_workspace, state_like
@@ -124,6 +126,45 @@ def test_a_papers_tasks_are_of_all_alphabets_whatever_the_run_did():
     assert source_of(judged, protocols[0]).sample is sample_episodes and not judged.config.within_alphabet
     assert tasks_hash(judged, protocols[0]) == tasks_hash(across, protocols[0])
     assert tasks_hash(within, protocol_of(within)) != tasks_hash(across, protocol_of(across))
+
+
+def test_what_a_classifier_of_all_classes_was_trained_on_is_said():
+    tasks = protocol_of(open_workspace(Config(model="mlp", task_chunk=1, queries=2)))
+    assert (tasks.train_episodes_from, tasks.train_ways, tasks.train_queries) == ("sampled", 5, 2)
+    config = dataclasses.replace(with_algorithm(Config(), "baseline"), model="mlp", task_chunk=1)
+    assert protocol_of(open_workspace(config)).train_episodes_from == "classification"
+
+
+def test_images_of_the_usual_size_are_of_one_protocol():
+    """Whether it was asked for or not, and whatever the run was trained on."""
+    usual, other = (photographs(size, 84) for size in (84, 28))
+    for name, recipe, size in (
+        ("cub", usual, None),
+        ("cub", other, 28),
+        ("mini_imagenet", usual, None),
+        ("folder:photos", usual, 84),
+        # Theirs is fixed.
+        ("mnist", other, None),
+        ("glyphs", other, None),
+        ("sinusoid", None, None),
+    ):
+        assert unusual_size(Config(dataset=name), recipe) == size, name
+    own = dataclasses.replace(OWN, image_size=84, dataset="cub")
+    assert PROTOCOLS["omniglot-challenge"](own, "protonet").image_size is None
+
+
+@pytest.mark.parametrize(("protocol", "turns", "classes"), [("reptile", "none", 5), ("maml", "by chance", 5)])
+def test_characters_of_another_runs_choice_are_turned_as_its_paper_says(protocol, turns, classes, omniglot, tmp_path):
+    """The run knows the names of its own classes, and the tasks are drawn of those that are judged."""
+    config = Config(model="mlp", task_chunk=1, eval_queries=1, eval_episodes=3, ways=5)
+    own = open_workspace(config)
+    request = Request(preset=protocol, dataset="omniglot", data_dir=omniglot, episodes=3)
+    asked = requested(protocol_of(own), config, request)
+    assert asked.turns == turns
+    source = with_protocol(own, asked, data_dir=omniglot).sources["test"]
+    assert len(source.pool.counts) == classes
+    as_classes = dataclasses.replace(asked, turns="classes")
+    assert len(with_protocol(own, as_classes, data_dir=omniglot).sources["test"].pool.counts) == 4 * classes
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,7 @@ from jaxmeta.evaluate import draw_tasks
 from jaxmeta.folder import read_config, write_config
 from jaxmeta.judged_tasks import episodes_of
 from jaxmeta.judgement import protocol_of, seen_classes
+from jaxmeta.presets import with_algorithm
 from jaxmeta.workspace import make_state, open_workspace
 
 OWN = Protocol("glyphs", "vinyals", "test", 5, 1, 15, 1, 3, "inductive", 1000)
@@ -471,6 +472,14 @@ def test_a_run_of_an_earlier_version_kept_one():
     values = to_json(Config())
     del values["keep_best"]
     assert from_json(values) == Config()
+
+
+@pytest.mark.parametrize(("algorithm", "scale"), [("matching", 1.0), ("matching-fce", 1.0), ("protonet", None)])
+def test_a_run_of_an_earlier_version_keeps_its_cosines(algorithm, scale):
+    """Matching networks have a factor since then: another loss, and other probabilities."""
+    config = with_algorithm(Config(), algorithm)
+    values = {name: value for name, value in to_json(config).items() if name != "scale"}
+    assert from_json(values).scale == scale and from_json(to_json(config)).scale is None
 
 
 # What does not fit.

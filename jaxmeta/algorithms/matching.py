@@ -30,7 +30,7 @@ def matching(model: Model, *, ways: int, scale: float = 40.0, **options: Unpack[
       ways: Most classes in a task; one without a support example is never predicted.
       scale: Factor of the cosine before the softmax. The paper has none: then a vote is at most e^2 times another,
         the loss stays far from 0 for many ways, and hardly anything is learned (on Omniglot, trained with 20 ways,
-        87 % of 5-way 1-shot in place of 97). Others take 100 (Chen et al., 2019, arXiv 1904.04232).
+        87 % of 5-way 1-shot in place of 98). Others take 100 (Chen et al., 2019, arXiv 1904.04232).
       **options: See `HeadOptions`.
 
     Returns:

@@ -21,7 +21,9 @@ from jaxmeta.metagrad import check_count
 from jaxmeta.metagrad.evolution import unroll_of
 
 
-def reptile(model: Model, *, batch_size: int = 10, **options: Unpack[LoopOptions]) -> MetaLearner:
+def reptile(
+    model: Model, *, batch_size: int = 10, eval_batch_size: int | None = None, **options: Unpack[LoopOptions]
+) -> MetaLearner:
     """Make Reptile: `theta <- theta + eps mean_tasks (phi - theta)`; eps is the rate of an outer SGD.
 
     In training a task is its support and its query set together, as the paper's "train shots":
@@ -32,6 +34,7 @@ def reptile(model: Model, *, batch_size: int = 10, **options: Unpack[LoopOptions
       model: The network; all its parameters are adapted.
       batch_size: Examples of an inner step: the task is shuffled and walked through, over and over; all of a smaller
         task. 10 in the paper, 20 for 20 ways.
+      eval_batch_size: And of a step of `adapt`; as in training if None. 5 in the authors' code, 10 for 20 ways.
       **options: See `LoopOptions`; inner_optimizer is needed, in the paper Adam with b1=0, and num_steps is 5 if left
         out (in the paper 10 for 20 ways).
 
@@ -50,7 +53,10 @@ def reptile(model: Model, *, batch_size: int = 10, **options: Unpack[LoopOptions
     """
     options.setdefault("num_steps", 5)
     check_count("reptile", "batch_size", batch_size, 1)
+    judged_by = batch_size if eval_batch_size is None else eval_batch_size
+    check_count("reptile", "eval_batch_size", judged_by, 1)
     learner = gradient_learner(model, whole(model), batch_size=batch_size, **options)
+    adapt = gradient_learner(model, whole(model), batch_size=judged_by, **options).adapt
     unroll = unroll_of(learner, "reptile")
 
     def loss(theta, state, episode, key, step):
@@ -60,4 +66,4 @@ def reptile(model: Model, *, batch_size: int = 10, **options: Unpack[LoopOptions
         _, (_, adapted, outputs) = unroll(start, state, None, Episode(task, episode.query), key, step)
         return 0.5 * optax.tree.norm(optax.tree.sub(theta, adapted.params), squared=True), outputs
 
-    return learner._replace(loss=loss, unroll=None)
+    return learner._replace(adapt=adapt, loss=loss, unroll=None)
