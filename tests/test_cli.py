@@ -17,14 +17,14 @@ import orbax.checkpoint as ocp
 import pytest
 
 from conftest import small_files
-from jaxmeta import DATASETS, ESTIMATORS, INNER_OPTIMIZERS, METAGRADS, MODELS
+from jaxmeta import DATASETS, ESTIMATORS, INNER_OPTIMIZERS, METAGRADS, MODELS, load_glyphs, options_of, parts
 from jaxmeta.checkpoint import checkpoint_steps
 from jaxmeta.cli import main
 from jaxmeta.config import Config, check_config
 from jaxmeta.config_json import to_json
 from jaxmeta.machine import Machine
 from jaxmeta.options import AdaptOptions, CompareOptions, EvaluateOptions, PredictOptions, RunOptions, SweepOptions
-from jaxmeta.presets import DEFAULT_PRESETS, PRESETS
+from jaxmeta.presets import DEFAULT_PRESETS, PRESETS, with_algorithm
 
 SINUSOID = ["--dataset", "sinusoid", "--tasks", "4", "--log-every", "5", "--checkpoint-every", "5"]
 SINUSOID += ["--eval-episodes", "20", "--validation-episodes", "10"]
@@ -414,3 +414,30 @@ def test_every_preset_is_valid_and_every_dataset_has_one():
         check_config(preset)
     assert set(DEFAULT_PRESETS) == set(DATASETS)
     assert PRESETS["glyphs-maml-5w1s"] == Config()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "field", "option", "value"),
+    [
+        ("reptile", "inner_batch", "batch_size", 3),
+        ("reptile", "eval_inner_batch", "eval_batch_size", 4),
+        ("matching", "scale", "scale", 7.0),
+        ("baseline++", "scale", "scale", 7.0),
+    ],
+)
+def test_an_option_of_an_algorithm_reaches_it_only_if_it_is_given(algorithm, field, option, value, monkeypatch):
+    factory, given = parts.ALGORITHMS[algorithm], []
+
+    def recording(model, **options):
+        given.append(options)
+        return factory(model, **options)
+
+    config = with_algorithm(Config(model="mlp", task_chunk=1), algorithm)
+    monkeypatch.setitem(parts.ALGORITHMS, algorithm, recording)
+    monkeypatch.setattr(parts, "options_of", lambda _: options_of(factory))
+    glyphs = load_glyphs()
+    for one in (config, dataclasses.replace(config, **{field: value})):
+        parts.build(one, glyphs)
+    without, with_it = given
+    assert option not in without and with_it == {**with_it, **{option: value}}
+    assert set(with_it) - set(without) == {option}

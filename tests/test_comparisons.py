@@ -1,6 +1,7 @@
 """The tables of what the experiments have shown."""
 
 import json
+import sys
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_another_run_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
         tables.compare("mnist", tmp_path / "result.json", "1 core")
 
 
-def test_a_result_below_its_paper_is_recorded_with_the_reason_only(tmp_path, monkeypatch):
+def test_a_result_below_its_paper_is_recorded_with_the_reason_only(tmp_path, monkeypatch, capsys):
     tables = load_experiment("make_tables")
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "results.jsonl")
     result = {"accuracy": 0.95, "ci95": 0.01, "dataset": "omniglot", "algorithm": "maml", "metagrad": "unrolled"}
@@ -83,6 +84,16 @@ def test_a_result_below_its_paper_is_recorded_with_the_reason_only(tmp_path, mon
     )
     assert "| 98.7 % (transductive) | 100 steps of 60,000 | 2.0 | 1 core | 0123456789ab |" in missed
     assert heads.count("|") == reached.count("|") == missed.count("|")
+    # Nor by hand: a row that says nothing is named, and no page is written.
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps({**row, "why": None}) + "\n" for row in rows))
+    monkeypatch.setattr(sys, "argv", ["make_tables.py"])
+    monkeypatch.setattr(tables, "PAGES", ())
+    assert tables.main() == 1
+    assert f"Below their papers without a reason: {tmp_path.name}\n" in capsys.readouterr().err
+    (tmp_path / "roc.json").write_text(json.dumps({"verification_accuracy": 0.9}))
+    with pytest.raises(SystemExit, match="it is not for this table"):
+        tables.add(tmp_path, "roc.json", **noted, paper=None)
 
 
 def test_learned_optimizers_on_what_they_are_judged_on():

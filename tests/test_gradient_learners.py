@@ -90,6 +90,16 @@ def test_imaml_is_the_derivative_of_the_solution(x64):
     np.testing.assert_allclose(grads["body"], 2 * QUERY_M * (phi - SLOPE) * 2.0 / 6.0, rtol=1e-9)
 
 
+def test_imaml_may_be_damped(x64):
+    """d phi* / d theta = lambda / (4 + lambda + damping): phi* itself stays."""
+    learner = imaml(line(), proximal=2.0, num_steps=200, damping=0.5 * 2.0, **SGD)
+    _, grads = meta_gradient(learner, params(1.0))
+    phi = (4 * SLOPE + 2.0) / 6.0
+    exact, damped = 2 * QUERY_M * (phi - SLOPE) * 2.0 / 6.0, 2 * QUERY_M * (phi - SLOPE) * 2.0 / 7.0
+    assert abs(exact - damped) > 0.1
+    np.testing.assert_allclose(grads["body"], damped, rtol=1e-9)
+
+
 def test_reptile_moves_towards_what_training_on_the_whole_task_leads_to(x64):
     learner = reptile(line(), batch_size=10, num_steps=2, **SGD)
     _, grads = meta_gradient(learner, params(1.0))
