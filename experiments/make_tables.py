@@ -56,7 +56,7 @@ def results_table() -> str:
             value,
             paper,
             row.get("why") or "-",
-            f"{row['minutes']:.1f}",
+            minutes_of(row),
             row["hardware"],
             row.get("fingerprint", "-"),
         )
@@ -74,8 +74,16 @@ def trained_and_judged(row: dict) -> str:
 
 
 def ways_of_training(row: dict) -> str:
-    ways = row.get("train_ways", row["ways"])
-    return "" if ways == row["ways"] else f"trained with {ways} ways"
+    """Say in which size of task the training differed."""
+    units = {"ways": "ways", "shots": "shots" if "accuracy" in row else "points"}
+    trained = {name: row.get(f"train_{name}", row[name]) for name in units}
+    differing = [f"{trained[name]} {unit}" for name, unit in units.items() if trained[name] != row[name]]
+    return f"trained with {' and '.join(differing)}" if differing else ""
+
+
+def minutes_of(row: dict) -> str:
+    """Give the minutes, and of how many that were allowed."""
+    return f"{row['minutes']:.1f}" + (f" of {row['budget_minutes']:g}" if row.get("budget_minutes") else "")
 
 
 def paper_of(row: dict) -> str:
@@ -218,8 +226,15 @@ def add(run: Path, file: str, **noted) -> None:
             row["class_split"] = config["split"]
     if not is_reached(row) and not noted["why"]:
         raise SystemExit(f"{run} does not reach the paper's {noted['paper']}: say by --why what kept it from it.")
-    with open(RESULTS, "a") as log:
-        log.write(json.dumps(row) + "\n")
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    # A run that was repeated, or judged anew by the same rules, takes the place of what it had shown before.
+    rules = ("run", "protocol", "eval_inner_steps")
+    same = [index for index, kept in enumerate(rows) if all(kept.get(key) == row.get(key) for key in rules)]
+    if same:
+        rows[same[0]] = row
+    else:
+        rows.append(row)
+    RESULTS.write_text("".join(json.dumps(kept) + "\n" for kept in rows))
 
 
 def compare(name: str, file: Path, hardware: str) -> None:

@@ -45,12 +45,14 @@ class Episode(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A network as three pure functions.
+    """A network as pure functions.
 
     Attributes:
       init: `(key, inputs) -> params, state`; params is `{"body": ..., "head": ...}`.
       embed: `(params, state, inputs, *, key, train, weights) -> features, state`.
       apply: As `embed`, but returns outputs: the head of the features.
+      head: As `apply`, but of the features instead of the inputs, for a learner that embeds once what
+        the head meets many times; None for a network that is not made of the two.
 
     `train=True` normalises by the statistics of `inputs` (weighted by `weights`)
     and returns them in the state; `train=False` uses those of the state. Noise (dropout)
@@ -60,6 +62,7 @@ class Model(NamedTuple):
     init: Callable[..., tuple[PyTree, PyTree]]
     embed: Callable[..., tuple[jax.Array, PyTree]]
     apply: Callable[..., tuple[jax.Array, PyTree]]
+    head: Callable[..., tuple[jax.Array, PyTree]] | None = None
 
 
 class MetaLearner(NamedTuple):

@@ -17,7 +17,7 @@ import tyro
 
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.bench import LOADS
-from jaxmeta.config import ConfigError, check_config, check_name, refuse_idle_rate
+from jaxmeta.config import ConfigError, changed, check_config, check_name, refuse_idle_numbers
 from jaxmeta.data import DATASET_NAMES, DataError
 from jaxmeta.data.cache import cache_dir
 from jaxmeta.data_commands import run_data_command
@@ -125,7 +125,7 @@ def _train(arguments: list[str]) -> None:
     )
     config, place = options.config, options.place
     check_config(config)
-    refuse_idle_rate(config, config.inner_lr != (stored or start).inner_lr)
+    refuse_idle_numbers(config, changed(config, stored or start))
     if stored is not None:
         refuse_changes(stored, config, place.out)
     if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
@@ -167,7 +167,7 @@ def _plan(arguments: list[str]) -> None:
         f"Presets: {', '.join(PRESETS)}. Defaults below are those of {preset}.",
     )
     check_config(options.config)
-    refuse_idle_rate(options.config, options.config.inner_lr != start.inner_lr)
+    refuse_idle_numbers(options.config, changed(options.config, start))
     mesh = open_mesh(options.machine, options.config.tasks, divide_cpu=is_convolutional(options.config))
     table = show_plan(
         options.config,

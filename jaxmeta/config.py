@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -22,9 +22,9 @@ EPISODES = ("fixed", "varying")
 LEAST = {"seed": 0, "context": 0, "inner_steps": 0, "eval_inner_steps": 0, "validation_episodes": 2, "eval_episodes": 2}
 LEAST |= {"image_size": 8}
 # Options of an algorithm that are its own where they are None, and what its factory calls them.
-OPTIONAL = {"inner_batch": "batch_size", "eval_inner_batch": "eval_batch_size", "scale": "scale"}
+OPTIONAL = {"inner_batch": "batch_size", "eval_inner_batch": "eval_batch_size", "scale": "scale", "damping": "damping"}
 # Other numbers than whole ones are positive, but for these.
-MAY_BE_ZERO = {"proximal"}
+MAY_BE_ZERO = {"proximal", "damping"}
 
 
 class ConfigError(ValueError):
@@ -92,6 +92,12 @@ class Config:
         tyro.conf.arg(help="Factor of the cosines of matching, matching-fce and baseline++; None: as usual there."),
     ] = None
     proximal: Annotated[float, tyro.conf.arg(help="Pull of the adapted parameters to where they began.")] = 0.0
+    damping: Annotated[
+        float | None,
+        tyro.conf.arg(
+            help="Added to the diagonal of the linear systems of imaml, for stability; None: as usual there."
+        ),
+    ] = None
     log_grad_norms: Annotated[bool, tyro.conf.arg(help="Log the norm of the gradient at every inner step.")] = False
     outer_optimizer: Annotated[str, _choice(OUTER_OPTIMIZERS, "Optimiser of the outer loop.")] = "adam"
     outer_lr: Annotated[float, tyro.conf.arg(help="Learning rate of the outer loop.")] = 3e-3
@@ -213,20 +219,28 @@ def _refuse_idle(config: Config) -> None:
         )
 
 
-def refuse_idle_rate(config: Config, given: bool) -> None:
-    """Refuse an inner learning rate that was given for an algorithm without one.
+def changed(config: Config, start: Config) -> set[str]:
+    """Name the options that differ from what a configuration began as: those that were given."""
+    return {name for name, value in vars(config).items() if value != getattr(start, name)}
 
-    `check_config` cannot: a preset has its rate whatever the algorithm is.
+
+def refuse_idle_numbers(config: Config, given: Collection[str]) -> None:
+    """Refuse numbers that were given for an algorithm or a model without them.
+
+    `check_config` cannot: a preset has its rate and its filters whatever the algorithm and the model are.
 
     Args:
       config: The configuration.
-      given: Whether a rate was asked for.
+      given: Names of what was asked for, see `changed`.
 
     Raises:
-      ConfigError: if nothing takes it.
+      ConfigError: if nothing takes one of them.
     """
-    if given and {"inner_lr", "inner_optimizer"}.isdisjoint(options_of(ALGORITHMS[config.algorithm])):
+    if "inner_lr" in given and {"inner_lr", "inner_optimizer"}.isdisjoint(options_of(ALGORITHMS[config.algorithm])):
         raise ConfigError(f"--algorithm {config.algorithm} has no inner learning rate: leave it out.")
+    for name in ("filters", "context"):
+        if name in given and name not in inspect.signature(MODELS[config.model]).parameters:
+            raise ConfigError(f"--{name} {getattr(config, name)} is nothing to --model {config.model}: leave it out.")
 
 
 def options_of_dataset(config: Config) -> Mapping[str, inspect.Parameter]:

@@ -14,6 +14,7 @@ ADDED_LATER = {
     "inner_batch": None,
     "eval_inner_batch": None,
     "scale": None,
+    "damping": None,
 }
 
 
@@ -46,7 +47,8 @@ def from_json(values: dict[str, Any]) -> Config:
     for name, default in defaults.items():
         number, text = (int, type(None)), (str, type(None))
         whole = ("task_chunk", "train_ways", "image_size", "inner_batch", "eval_inner_batch")
-        optional = {**dict.fromkeys(whole, number), "data_dir": text, "scale": (float, int, type(None))}
+        real = {name: (float, int, type(None)) for name in ("scale", "damping")}
+        optional = {**dict.fromkeys(whole, number), "data_dir": text, **real}
         kinds = optional.get(name, (float, int) if isinstance(default, float) else (type(default),))
         if type(values[name]) not in kinds:
             raise ConfigError(f"The stored configuration is damaged: it has {name}={values[name]!r}.")

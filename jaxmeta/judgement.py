@@ -198,6 +198,8 @@ def describe(
         "norm": workspace.norm,
         "train_norm": protocol.train_norm or workspace.norm,
         "train_ways": protocol.train_ways or config.ways,
+        "train_shots": protocol.train_shots or config.shots,
+        "train_queries": protocol.train_queries or config.eval_queries,
         "setting": protocol.measured,
         "ensemble": protocol.ensemble,
         "precision": protocol.precision,

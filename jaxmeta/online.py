@@ -76,7 +76,8 @@ def follow_the_meta_leader(
     """Make follow-the-meta-leader: `theta_{t+1}` is trained on all tasks seen, from `theta_t` on, k steps a round.
 
     The data of a task is its support set, in the order of its arrival; its query set is for judgement
-    alone. Learning splits the data anew each time.
+    alone. Learning splits the data anew each time. A `task_source` of classes gives them one class after the
+    other: shuffle such a support set before, or the first to arrive are all of one class.
 
     Args:
       learner: Any algorithm.

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from jaxmeta import checkpoint
 from jaxmeta.base import Evaluation, TrainState
-from jaxmeta.config import Config, ConfigError, refuse_idle_rate
+from jaxmeta.config import Config, ConfigError, refuse_idle_numbers
 from jaxmeta.config_json import to_json
 from jaxmeta.devices import TASKS
 from jaxmeta.folder import open_log, refuse_existing, write_atomically, write_config
@@ -101,7 +101,7 @@ def _check(config: Config, seeds: int, inner_lrs: Sequence[float]) -> None:
         raise ConfigError(f"--seeds must be at least 1; given {seeds}.")
     if config.seed + seeds > 2**32:
         raise ConfigError(f"--seed + --seeds must stay below 2**32; given {config.seed} + {seeds}.")
-    refuse_idle_rate(config, bool(inner_lrs))
+    refuse_idle_numbers(config, {"inner_lr"} if inner_lrs else ())
     for rate in inner_lrs:
         if not 0 < rate < float("inf"):
             raise ConfigError(f"--inner-lrs must be positive numbers; given {rate}.")

@@ -282,8 +282,9 @@ def sinusoids():
     return jax.jit(source.sample, static_argnums=(2, 3))(jax.random.key(0), source.pool, source.spec, 4)
 
 
-# Others adapt as these do; all are walked through above.
-SINUSOID_LEARNERS = ("maml", "reptile", "imaml", "meta-sgd", "cavia", "cnp", "in-context", "protonet", "nearest")
+# Others adapt as these do; all are walked through above. Those that refuse cost nothing.
+SINUSOID_LEARNERS = {"maml", "maml++", "reptile", "imaml", "meta-sgd", "cavia", "r2d2", "cnp", "in-context", "nearest"}
+SINUSOID_LEARNERS |= {name for name, case in CASES.items() if case.regression is None}
 
 
 @pytest.mark.parametrize("name", slowly(CASES, SINUSOID_LEARNERS))

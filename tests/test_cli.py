@@ -279,6 +279,8 @@ def test_damaged_checkpoint_is_passed_over(run, capsys):
             "has no inner learning rate: leave it out",
         ),
         (["plan", "--algorithm", "protonet", "--inner-lr", "0.1"], "has no inner learning rate: leave it out"),
+        (["train", "--model", "mlp", "--filters", "48"], "--filters 48 is nothing to --model mlp: leave it out"),
+        (["plan", "--model", "resnet12", "--context", "7"], "--context 7 is nothing to --model resnet12"),
         (["train", "--inner-batch", "5"], "--inner-batch 5 is nothing to --algorithm maml"),
         (["train", "--scale", "5"], "--scale 5.0 is nothing to --algorithm maml"),
         (["train", "--algorithm", "protonet", "--inner-lrs", "0.4"], "has no inner learning rate: leave it out"),
@@ -423,6 +425,7 @@ def test_every_preset_is_valid_and_every_dataset_has_one():
         ("reptile", "eval_inner_batch", "eval_batch_size", 4),
         ("matching", "scale", "scale", 7.0),
         ("baseline++", "scale", "scale", 7.0),
+        ("imaml", "damping", "damping", 0.0),
     ],
 )
 def test_an_option_of_an_algorithm_reaches_it_only_if_it_is_given(algorithm, field, option, value, monkeypatch):
@@ -432,7 +435,7 @@ def test_an_option_of_an_algorithm_reaches_it_only_if_it_is_given(algorithm, fie
         given.append(options)
         return factory(model, **options)
 
-    config = with_algorithm(Config(model="mlp", task_chunk=1), algorithm)
+    config = dataclasses.replace(with_algorithm(Config(model="mlp", task_chunk=1), algorithm), **{field: None})
     monkeypatch.setitem(parts.ALGORITHMS, algorithm, recording)
     monkeypatch.setattr(parts, "options_of", lambda _: options_of(factory))
     glyphs = load_glyphs()

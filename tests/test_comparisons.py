@@ -67,7 +67,7 @@ def test_a_result_below_its_paper_is_recorded_with_the_reason_only(tmp_path, mon
         "turns": "none",
     }
     result |= {"norm": "inductive", "train_norm": "transductive", "setting": "inductive", "seconds": 120.0}
-    result["fingerprint"] = "0123456789ab"
+    result |= {"protocol": "ba9876543210", "fingerprint": "0123456789ab"}
     (tmp_path / "result.json").write_text(json.dumps(result))
     (tmp_path / "config.json").write_text(json.dumps({"dataset": "omniglot", "split": "random"}))
     noted = {"hardware": "1 core", "paper_setting": "transductive", "why": None}
@@ -75,7 +75,9 @@ def test_a_result_below_its_paper_is_recorded_with_the_reason_only(tmp_path, mon
         tables.add(tmp_path, "result.json", **noted, paper=0.987)
     assert not (tmp_path / "results.jsonl").exists()
     tables.add(tmp_path, "result.json", **noted, paper=0.955)
-    tables.add(tmp_path, "result.json", **{**noted, "why": "100 steps of 60,000"}, paper=0.987)
+    (tmp_path / "result.json").write_text(json.dumps({**result, "eval_inner_steps": 10}))
+    for why in ("interrupted", "100 steps of 60,000"):  # The second is of the same run and rules: it stands for both.
+        tables.add(tmp_path, "result.json", **{**noted, "why": why}, paper=0.987)
     heads, _, reached, missed = tables.results_table().splitlines()
     assert "| omniglot (random) | 5-way 1-shot, 1 query a class, upright | maml, unrolled |" in reached
     assert (

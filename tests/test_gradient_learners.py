@@ -8,10 +8,11 @@ import optax
 import pytest
 from flax import nnx
 
-from conftest import tiny_model
+from conftest import flat_model, tiny_model
 from jaxmeta import (
     ALGORITHMS,
     CRITERIA,
+    METAGRADS,
     Batch,
     Episode,
     anil,
@@ -180,6 +181,35 @@ def test_half_of_the_network_moves(factory, still, moved, source):
     adapted = learner.adapt(theta, state, support, KEY).params
     assert all(jax.tree.leaves(jax.tree.map(jnp.array_equal, adapted[still], theta[still])))
     assert not any(jax.tree.leaves(jax.tree.map(jnp.array_equal, adapted[moved], theta[moved])))
+
+
+@pytest.mark.parametrize("strategy", ["unrolled", "mixed_mode", "first_order", "forward"])
+@pytest.mark.parametrize("norm", ["transductive", "inductive"])
+def test_anil_embeds_the_support_set_once_and_learns_as_if_it_did_at_every_step(strategy, norm, source):
+    model, episode, calls = flat_model(), tiny_task(source), []
+    small = [batch._replace(inputs=batch.inputs[:, :2, :2]) for batch in episode]
+    episode = Episode(*small)
+
+    def counted(name):
+        def count(*arguments, key, **options):
+            calls.append((name, key is not None))
+            return getattr(model, name)(*arguments, key=key, **options)
+
+        return count
+
+    def gradient(model):
+        learner = anil(model, inner_optimizer=optax.sgd(0.1), num_steps=3, metagrad=METAGRADS[strategy](), norm=norm)
+        theta, state = model.init(KEY, episode.support.inputs)
+        return jax.grad(lambda theta: learner.loss(theta, state, episode, KEY, 0)[0])(theta)
+
+    once = gradient(model._replace(embed=counted("embed"), apply=counted("apply")))
+    # The whole network is for the query set, which has no key, and for the statistics after the last step.
+    assert calls == [("embed", True)] + [("apply", True)] * (norm == "inductive") + [("apply", False)]
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6),
+        once,
+        gradient(model._replace(head=None)),
+    )
 
 
 def test_a_half_needs_two():

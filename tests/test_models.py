@@ -25,6 +25,7 @@ from jaxmeta import (
     maml,
     resnet12,
 )
+from jaxmeta.models import with_flat_features
 from jaxmeta.nn import BatchNorm
 
 KEY = jax.random.key(2)
@@ -128,6 +129,31 @@ def test_foreign_modules_keep_statistics_and_can_be_adapted(model):
     quiet = [model.apply(params, state, inputs)[0] for _ in range(2)]
     np.testing.assert_array_equal(*quiet)
     np.testing.assert_allclose(quiet[0], many, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        from_linen(LinenNet(), LinenNet()),
+        from_linen(LinenNet()),
+        from_nnx(NnxNet, lambda rngs: nnx.Linear(3, 2, rngs=rngs)),
+        in_precision(from_linen(LinenNet(), LinenNet()), "bfloat16"),
+    ],
+    ids=["linen", "no head", "nnx", "bfloat16"],
+)
+@pytest.mark.parametrize("train", [True, False])
+def test_the_head_of_the_features_is_the_whole_network(model, train):
+    """With its noise and its state, which the head of the first has too."""
+    inputs = jax.random.normal(jax.random.key(0), [6, 4])
+    params, state = model.init(jax.random.key(1), inputs)
+    options = {"key": KEY if train else None, "train": train, "weights": jnp.ones(6)}
+    features, between = model.embed(params, state, inputs, **options)
+    whole = model.apply(params, state, inputs, **options)
+    jax.tree.map(np.testing.assert_array_equal, model.head(params, between, features, **options), whole)
+
+
+def test_flat_features_are_not_what_the_head_is_for():
+    assert with_flat_features(conv4(5, filters=2, maps=True)).head is None
 
 
 @pytest.mark.parametrize("norm", ["transductive", "inductive"])

@@ -14,7 +14,7 @@ from scipy.stats import ttest_rel
 from test_algorithms import CASES
 from test_checkpoint import train_state
 
-from conftest import flat_model, slowly
+from conftest import REPO, flat_model, slowly
 from jaxmeta import (
     ALGORITHMS,
     CRITERIA,
@@ -39,10 +39,9 @@ from jaxmeta import (
     paired_difference,
     protocol_hash,
     protocols,
-    protonet,
     task_source,
 )
-from jaxmeta.candidate import Request, make_ready, with_protocol
+from jaxmeta.candidate import Request, make_ready, open_run, with_protocol
 from jaxmeta.check import leak_test
 from jaxmeta.cli import main
 from jaxmeta.config import Config, ConfigError
@@ -53,7 +52,7 @@ from jaxmeta.data.pools import with_rotations
 from jaxmeta.evaluate import draw_tasks
 from jaxmeta.folder import read_config, write_config
 from jaxmeta.judged_tasks import episodes_of
-from jaxmeta.judgement import protocol_of, seen_classes
+from jaxmeta.judgement import judged, protocol_of, seen_classes
 from jaxmeta.presets import with_algorithm
 from jaxmeta.workspace import make_state, open_workspace
 
@@ -125,6 +124,16 @@ def test_the_protocol_hash_is_that_of_the_canonical_json():
         '"split":"vinyals","ways":5,"within_alphabet":false}'
     )
     assert protocol_hash(OWN) == hashlib.sha256(text.encode()).hexdigest()[:12] == "c6a819892786"
+
+
+def test_published_fingerprints_stand():
+    """A field that is added must leave them: here those of MAML in experiments/results.jsonl."""
+    rows = [json.loads(line) for line in (REPO / "experiments" / "results.jsonl").read_text().splitlines()]
+    published = {row["fingerprint"] for row in rows if row["run"] == "omniglot_two_cores_maml_seed0"}
+    trained = {"train_norm": "inductive", "train_ways": 5, "train_shots": 1, "train_queries": 1}
+    trained |= {"train_within_alphabet": False, "train_episodes_from": "sampled", "measured": "inductive"}
+    own = Protocol("omniglot", "vinyals", "test", 5, 1, 15, 1, 3, "inductive", 1000, **trained)
+    assert fingerprint(own) == "a22fd9154890" and fingerprint(own) in published
 
 
 @pytest.mark.parametrize(
@@ -202,12 +211,37 @@ def test_a_preset_says_how_many_steps_its_own_algorithms_make_and_no_others(name
     assert made == {row: steps if row in algorithms else 16 for row in ALGORITHMS}
 
 
-@pytest.mark.parametrize(
-    ("name", "turns"),
-    [("maml", "by chance"), ("maml-20way", "by chance"), ("protonet", "classes"), ("reptile", "none")],
-)
+def test_photographs_are_judged_with_the_numbers_for_mini_imagenet():
+    own = dataclasses.replace(OWN, dataset="mini_imagenet", shots=5, queries=15, eval_inner_steps=7)
+    drawings = dataclasses.replace(own, dataset="omniglot")
+    numbers = {
+        dataset: {
+            name: (judged.queries, judged.eval_inner_steps, judged.episodes)
+            for name, judged in (
+                (name, PROTOCOLS[name](protocol, "maml")) for name in ("maml", "maml-20way", "protonet")
+            )
+        }
+        for dataset, protocol in (("mini_imagenet", own), ("omniglot", drawings))
+    }
+    assert numbers["mini_imagenet"] == {"maml": (15, 10, 600), "maml-20way": (15, 10, 600), "protonet": (15, 7, 600)}
+    assert numbers["omniglot"] == {"maml": (5, 3, 600), "maml-20way": (5, 5, 600), "protonet": (15, 7, 1000)}
+
+
+TURNS = {
+    "default": "classes",
+    "maml": "by chance",
+    "maml-20way": "by chance",
+    "maml++": "none",
+    "protonet": "classes",
+    "reptile": "none",
+    "reptile-inductive": "none",
+    "omniglot-challenge": "classes",
+}
+
+
+@pytest.mark.parametrize(("name", "turns"), [(name, TURNS.get(name)) for name in PROTOCOLS])
 def test_what_becomes_of_turned_characters_is_as_in_the_paper_and_nothing_to_other_data(name, turns):
-    assert PROTOCOLS[name](dataclasses.replace(OWN, dataset="omniglot"), "maml").turns == turns
+    assert PROTOCOLS[name](dataclasses.replace(OWN, dataset="omniglot", split="background"), "maml").turns == turns
     assert PROTOCOLS[name](OWN, "maml").turns == OWN.turns == "classes"
 
 
@@ -345,7 +379,7 @@ def leaks(learners, episode, *, num_steps=0):
 
 
 # Which predict as MAML does: by a network that gradient steps have adapted.
-AS_MAML = {"fomaml", "meta-sgd", "anil", "boil", "maml++", "meta-curvature", "reptile"}
+AS_MAML = {"fomaml", "meta-sgd", "anil", "boil", "meta-curvature"}
 
 
 @pytest.mark.parametrize("name", slowly(ALGORITHMS, ALGORITHMS.keys() - AS_MAML))
@@ -365,8 +399,10 @@ def test_every_algorithm_leaks_where_it_says_so_and_nowhere_else(name, episode):
     assert transductive.transductive and transductive.change > 1e-3
 
 
-def test_averages_of_training_leak_nothing(episode):
-    (leak,) = leaks([protonet(flat_model(), ways=3, norm="running")], episode)
+@pytest.mark.parametrize("name", ["protonet", "matching-fce", "relation", "siamese", "r2d2", "metaoptnet", "baseline"])
+def test_averages_of_training_leak_nothing(name, episode):
+    options = dict(CASES[name].options) | {"norm": "running"}
+    (leak,) = leaks([ALGORITHMS[name](flat_model(), **options)], episode, num_steps=None)
     assert not leak.transductive
 
 
@@ -623,7 +659,15 @@ def test_two_runs_are_compared_on_the_same_tasks(runs, capsys):
     assert all(second[key] == alone[key] for key in ("mse", "ci95", "protocol", "episodes_hash", "run"))
     assert all(first[key] == second[key] for key in ("protocol", "episodes_hash")) and first["mse"] != second["mse"]
     assert result["difference"] == pytest.approx(first["mse"] - second["mse"])
-    assert 0 < result["difference_ci95"] < first["ci95"] + second["ci95"]
+    per_task = []
+    for name in ("one", "two"):
+        ready = make_ready(open_run(runs / name, Request()), runs / name, Request())
+        per_task.append(judged(ready.workspace, ready.train_state, ready.protocol).metrics["mse"].per_task)
+    interval = ttest_rel(*per_task).confidence_interval()
+    assert result["difference_ci95"] == pytest.approx((interval.high - interval.low) / 2, rel=1e-4)
+    # Which another order of the tasks would change.
+    mispaired = ttest_rel(per_task[0], np.roll(per_task[1], 1)).confidence_interval()
+    assert result["difference_ci95"] != pytest.approx((mispaired.high - mispaired.low) / 2, rel=1e-2)
 
 
 def test_runs_that_are_judged_differently_are_refused_but_for_anyway(runs, capsys):

@@ -1,5 +1,6 @@
 """What all learners share: whose statistics normalise a query set, and how its outputs are judged."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -92,3 +93,19 @@ def values_of(batch: Batch, ways: int) -> jax.Array:
     if not jnp.issubdtype(batch.targets.dtype, jnp.integer):
         return batch.targets
     return jax.nn.one_hot(batch.targets, ways, dtype=batch.inputs.dtype)
+
+
+def over_steps(
+    judged: Callable[..., tuple[jax.Array, PyTree]], phis: PyTree, shares: jax.Array, last: jax.Array
+) -> jax.Array:
+    """Give the weighted sum of the query losses of the phi after every inner step; that after the last is known."""
+
+    def all_steps():
+        indices = jnp.arange(len(shares))
+        # A scan: the program, and what is kept for its derivative, do not grow with the steps.
+        one = jax.checkpoint(lambda phi, index: judged(phi, index)[0])
+        _, losses = jax.lax.scan(lambda carry, step: (carry, one(*step)), (), (phis, indices))
+        return jnp.sum(shares * losses)
+
+    # Once only the last counts, the queries are not judged after the others.
+    return jax.lax.cond(jnp.any(shares[:-1] != 0), all_steps, lambda: shares[-1] * last)

@@ -38,7 +38,7 @@ def anil(model: Model, **options: Unpack[GradientOptions]) -> MetaLearner:
     Source: Raghu, Raghu, Bengio and Vinyals, 2020, arXiv 1909.09157.
     """
     options.setdefault("num_steps", 5)
-    return gradient_learner(model, _only("head", model, "anil"), **options)
+    return gradient_learner(model, _only("head", model, "anil")._replace(embeds_once=True), **options)
 
 
 def boil(model: Model, **options: Unpack[GradientOptions]) -> MetaLearner:

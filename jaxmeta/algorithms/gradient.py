@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.algorithms.adapted import Adapted, check_norm, cycled_batch, metrics_of
+from jaxmeta.algorithms.adapted import Adapted, check_norm, cycled_batch, metrics_of, over_steps
 from jaxmeta.base import Batch, Episode, MetaGrad, MetaLearner, Model, PyTree
 from jaxmeta.inner import InnerOptimizer, inner_loop
 from jaxmeta.inner.loop import continue_loop
@@ -24,11 +24,13 @@ class Adaptation(NamedTuple):
       init: `(key, inputs) -> theta, state`.
       start: `theta -> phi`, what the inner loop begins with.
       params: `(phi, theta, index) -> params` of the model, at inner step `index`.
+      embeds_once: Whether theta are the model's parameters and no inner step changes its features.
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
     start: Callable[[PyTree], PyTree]
     params: Callable[[PyTree, PyTree, jax.Array], PyTree]
+    embeds_once: bool = False
 
 
 def gradient_learner(
@@ -77,12 +79,23 @@ def gradient_learner(
     """
     check_norm("A learner that adapts by gradients", norm, ("transductive", "inductive"))
 
+    # Mini-batches have statistics of their own.
+    head = model.head if adaptation.embeds_once and batch_size is None else None
+    apply = model.apply if head is None else head
+
     def objective(phi, theta, state, data, key):
         support, key_loop, index = data
         batch = support if batch_size is None else cycled_batch(key_loop, support, batch_size, index)
         params = adaptation.params(phi, theta, index)
-        outputs, state = model.apply(params, state, batch.inputs, key=key, train=True, weights=batch.weights)
+        outputs, state = apply(params, state, batch.inputs, key=key, train=True, weights=batch.weights)
         return criterion.loss(outputs, batch.targets, batch.weights), state
+
+    def embedded(theta, state, support, key):
+        """Give what the loop reads of the support set: its features, if no step changes them."""
+        if head is None:
+            return support
+        features, _ = model.embed(theta, state, support.inputs, key=key, train=True, weights=support.weights)
+        return support._replace(inputs=features)
 
     record = ["grad_norm"] * log_grad_norms + ["phi"] * (step_weights is not None)
     options = {"proximal": proximal, "data_at": lambda data, index: (*data, index)}
@@ -96,7 +109,8 @@ def gradient_learner(
 
     def adapt(theta, state, support: Batch, key, *, num_steps=None):
         key_loop, key_statistics = jax.random.split(key)
-        result = solve(adaptation.start(theta), theta, state, (support, key_loop), key_loop, num_steps=num_steps)
+        data = embedded(theta, state, support, key_loop), key_loop
+        result = solve(adaptation.start(theta), theta, state, data, key_loop, num_steps=num_steps)
         return finish(result.phi, theta, state, support, key_statistics, jnp.asarray(result.next_step) - 1)
 
     def predict(adapted: Adapted, batch: Batch, key):
@@ -109,7 +123,7 @@ def gradient_learner(
         # One key for `adapt` and one for `predict`, which needs none.
         key_adapt, _ = jax.random.split(key)
         key_loop, key_statistics = jax.random.split(key_adapt)
-        start, data = adaptation.start(theta), (support, key_loop)
+        start, data = adaptation.start(theta), (embedded(theta, state, support, key_loop), key_loop)
         inner, result = continue_loop(solve, inner, start, theta, state, data, key_loop, num_steps)
 
         def judged(phi, index):
@@ -118,16 +132,10 @@ def gradient_learner(
             return criterion.loss(outputs, query.targets, query.weights), (adapted, outputs)
 
         value, (adapted, outputs) = judged(result.phi, jnp.asarray(result.next_step) - 1)
-        metrics = metrics_of(criterion, outputs, query)
-        if log_grad_norms and result.per_step is not None:
-            norms = result.per_step["grad_norm"]
-            metrics |= {f"inner_grad_norm_{number + 1}": norms[number] for number in range(norms.shape[0])}
+        metrics, records = metrics_of(criterion, outputs, query), result.per_step or {}
+        metrics |= {f"inner_grad_norm_{number}": norm for number, norm in enumerate(records.get("grad_norm", ()), 1)}
         if step_weights is not None:
-            shares = step_weights(step)
-            # Once only the last counts, the queries are not judged after the others.
-            value = jax.lax.cond(
-                jnp.any(shares[:-1] != 0), lambda: _over_steps(judged, result, shares), lambda: shares[-1] * value
-            )
+            value = over_steps(judged, records["phi"], step_weights(step), value)
         return value, (inner, adapted, (adapted.state, metrics))
 
     def loss(theta, state, episode, key, step):
@@ -136,13 +144,3 @@ def gradient_learner(
 
     # A part of a loop has not the steps that the weights are for.
     return MetaLearner(adaptation.init, adapt, predict, loss, unroll if step_weights is None else None)
-
-
-def _over_steps(judged, result, weights):
-    """Give the weighted sum of the query losses after every inner step, one after the other."""
-    phis = result.per_step["phi"]
-    indices = jnp.arange(len(weights))
-    # A scan: the program, and what is kept for its derivative, do not grow with the steps.
-    one = jax.checkpoint(lambda phi, index: judged(phi, index)[0])
-    _, losses = jax.lax.scan(lambda carry, step: (carry, one(*step)), (), (phis, indices))
-    return jnp.sum(weights * losses)

@@ -164,7 +164,8 @@ def with_flat_features(model: Model) -> Model:
         features, state = model.embed(*arguments, **options)
         return features.reshape(features.shape[0], -1), state
 
-    return model._replace(embed=embed)
+    # The head is of the features as they were.
+    return model._replace(embed=embed, head=None)
 
 
 def _without_dropout(call, args, kwargs, context):
@@ -204,15 +205,18 @@ def _compose(parts, init_part, apply_part) -> Model:
         features, body_state = apply_part("body", params, state, inputs, key, train, weights)
         return features, {**state, "body": body_state}
 
-    def apply(params, state, inputs, *, key=None, train=True, weights=None):
-        outputs, state = embed(params, state, inputs, key=key, train=train, weights=weights)
-        if "head" in parts:
-            key = None if key is None else jax.random.fold_in(key, 1)
-            outputs, head_state = apply_part("head", params, state, outputs, key, train, weights)
-            state = {**state, "head": head_state}
-        return outputs, state
+    def head(params, state, features, *, key=None, train=True, weights=None):
+        if "head" not in parts:
+            return features, state
+        key = None if key is None else jax.random.fold_in(key, 1)
+        outputs, head_state = apply_part("head", params, state, features, key, train, weights)
+        return outputs, {**state, "head": head_state}
 
-    return Model(init, embed, apply)
+    def apply(params, state, inputs, *, key=None, train=True, weights=None):
+        features, state = embed(params, state, inputs, key=key, train=train, weights=weights)
+        return head(params, state, features, key=key, train=train, weights=weights)
+
+    return Model(init, embed, apply, head)
 
 
 def _options(module, train: bool, weights) -> dict:

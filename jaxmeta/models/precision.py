@@ -50,7 +50,8 @@ def in_precision(model: Model, precision: str) -> Model:
 
         return compute
 
-    return Model(model.init, computed(model.embed), computed(model.apply))
+    head = None if model.head is None else computed(model.head)
+    return Model(model.init, computed(model.embed), computed(model.apply), head)
 
 
 def _cast(tree: PyTree, dtype) -> PyTree:
