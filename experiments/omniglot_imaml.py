@@ -5,8 +5,8 @@ Paper     Rajeswaran, Finn, Kakade and Levine, "Meta-Learning with Implicit Grad
           98.2 and 96.7 % (5-way 1-shot).
 Command   python experiments/omniglot_imaml.py 5w1s --data-dir DIR     (also 5w5s, 20w1s, 20w5s, all)
 Expected  99.16 +- 0.35, 99.67 +- 0.12, 94.46 +- 0.42, 98.69 +- 0.10 %
-Setting   16 inner steps of 0.1 (20 ways: 25), lambda 2, 5 steps of conjugate gradients damped by 10; at test too; otherwise
-          that of omniglot_maml.py.
+Setting   16 inner steps of 0.1 (20 ways: 25), lambda 2, 5 steps of conjugate gradients damped by 10; at test too;
+          otherwise that of omniglot_maml.py.
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 
