@@ -19,6 +19,8 @@ from pathlib import Path
 
 import comparisons
 
+from jaxmeta.folder import write_atomically
+
 REPO = Path(__file__).resolve().parents[1]
 RESULTS = REPO / "experiments" / "results.jsonl"
 COMPARISONS = REPO / "experiments" / "comparisons.json"
@@ -87,7 +89,7 @@ def minutes_of(row: dict) -> str:
 
 
 def paper_of(row: dict) -> str:
-    value = f"{100 * row['paper']:.1f} %" if "accuracy" in row else f"{row['paper']:.2f}"
+    value = f"{100 * row['paper']:.4g} %" if "accuracy" in row else f"{row['paper']:.2f}"
     return value + (f" ({row['paper_setting']})" if row.get("paper_setting") else "")
 
 
@@ -234,7 +236,7 @@ def add(run: Path, file: str, **noted) -> None:
         rows[same[0]] = row
     else:
         rows.append(row)
-    RESULTS.write_text("".join(json.dumps(kept) + "\n" for kept in rows))
+    write_atomically(RESULTS, "".join(json.dumps(kept) + "\n" for kept in rows))
 
 
 def compare(name: str, file: Path, hardware: str) -> None:

@@ -1,9 +1,10 @@
 """Reptile on Omniglot, transductive as in the first row of the paper's table.
 
 Paper     Nichol, Achiam and Schulman, "On First-Order Meta-Learning Algorithms", 2018,
-          arXiv 1803.02999. The setting is that of the authors' code, but for two things: there the second moments of
-          the inner Adam go on from task to task (here they begin anew, so that its first step is one of signs), and
-          the inductive form normalises a query image by the support set and itself (here by the support set).
+          arXiv 1803.02999. The setting is that of the authors' code as remembered, but for two things: there the
+          second moments of the inner Adam go on from task to task (here they begin anew, so that its first step is
+          one of signs), and the inductive form normalises a query image by the support set and itself (here by the
+          support set).
 Command   python experiments/omniglot_reptile.py 5w1s --data-dir DIR     (also 5w5s, 20w1s, 20w5s, all)
 Expected  97.68 +- 0.04, 99.48 +- 0.06, 89.43 +- 0.14, 97.12 +- 0.32 %
           (inductive: 95.39, 98.90, 88.14, 96.65)

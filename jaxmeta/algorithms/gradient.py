@@ -94,6 +94,8 @@ def gradient_learner(
         """Give what the loop reads of the support set: its features, if no step changes them."""
         if head is None:
             return support
+        # The numbers of the loop's steps are folded into its key too.
+        key = jax.random.fold_in(key, 2**31 - 1)
         features, _ = model.embed(theta, state, support.inputs, key=key, train=True, weights=support.weights)
         return support._replace(inputs=features)
 
