@@ -15,7 +15,7 @@ from jaxmeta.cli import main
 from jaxmeta.config import Config
 from jaxmeta.devices import on_each_device
 from jaxmeta.folder import load_lowerings, save_lowerings
-from jaxmeta.nn import LOWERINGS, Case, contractions_in, conv2d, lowerings_used
+from jaxmeta.nn import LOWERINGS, Case, contractions_in, conv2d, lowerings, lowerings_used
 from jaxmeta.nn.lowering_table import covering, this_platform
 from jaxmeta.nn.lowerings import Geometry
 
@@ -25,6 +25,12 @@ CASE = Case("output", GEOMETRY, INPUTS.shape, KERNEL.shape)
 SMALL = {"model": "conv4-stride", "filters": 4, "tasks": 4, "log_every": 1, "checkpoint_every": 2, "task_chunk": 2}
 SMALL |= {"validation_episodes": 2, "eval_episodes": 2, "eval_queries": 2, "outer_schedule": "constant", "steps": 2}
 SMALL |= {"metagrad": "first_order"}
+
+
+@pytest.fixture(autouse=True)
+def narrow_vectors(monkeypatch):
+    """The rule as on a processor without products of 512 bits, wherever the tests run."""
+    monkeypatch.setattr(lowerings, "has_wide_vectors", lambda: False)
 
 
 def table_with(name, *cases):
@@ -169,7 +175,7 @@ def test_measuring_chooses_among_what_covers():
     table, timings = measure_lowerings({own: 1, depthwise: 2}, rounds=1, say=said.append)
     assert [(timing.case, timing.count) for timing in timings] == [(own, 1), (depthwise, 2)]
     assert [set(timing.seconds) for timing in timings] == [
-        {"patches", "xla", "xla_in_turn", "winograd"},
+        {"patches", "xla", "xla_in_turn", "canonical", "winograd"},
         {"shifts", "xla"},
     ]
     assert len(said) == 2

@@ -1,5 +1,6 @@
 """Our convolution, normalisation and pooling against XLA's and NumPy's."""
 
+import re
 from functools import partial
 
 import flax.linen
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmeta.nn import LOWERINGS, BatchNorm, Conv, batch_statistics, conv2d, lowerings, max_pool_2x2
+from jaxmeta.nn.lowerings import choose_lowering
 
 GEOMETRY = lowerings.Geometry((6, 6), (3, 3), padding=((1, 1), (1, 1)))
 
@@ -84,7 +86,7 @@ def test_every_lowering_equals_xla_in_value_and_derivatives(x64, lowering):
 THIRD_ORDER = []  # The reference is compiled once.
 
 
-@pytest.mark.parametrize("lowering", ["patches", "winograd", "xla"])
+@pytest.mark.parametrize("lowering", ["patches", "winograd", "xla", "canonical"])
 def test_float32_keeps_its_digits_to_third_order(lowering):
     """The bound of 1e-5 in float32 at highest precision, on the widths of the papers."""
     keys = jax.random.split(jax.random.key(0), 4)
@@ -292,7 +294,110 @@ def test_blocks_of_examples_change_nothing(x64, lowering, monkeypatch):
         assert relative_error(one, other) < 1e-12
 
 
-@pytest.mark.parametrize("lowering", ["patches", "winograd"])
+def test_the_canonical_gradient_of_a_kernel_sums_in_blocks(x64, monkeypatch):
+    keys = jax.random.split(jax.random.key(0), 2)
+    inputs, cotangent = jax.random.normal(keys[0], [20, 6, 6, 8]), jax.random.normal(keys[1], [20, 6, 6, 3])
+
+    def gradient():
+        contract = lambda x, y: lowerings.contract_by("canonical", "cpu", x, y, "kernel", GEOMETRY, None)  # noqa: E731
+        return contract(inputs, cotangent), str(jax.make_jaxpr(contract)(inputs, cotangent))
+
+    whole, program = gradient()
+    assert "scan" not in program
+    monkeypatch.setattr(lowerings, "KERNEL_POSITIONS", 80)
+    blocks, program = gradient()
+    assert "length=10" in program
+    assert relative_error(blocks, whole) < 1e-12
+
+
+def test_canonical_convolutions_stay_so_in_a_loop_over_tasks():
+    """XLA takes transpositions into a convolution, which then has a layout without fast kernels."""
+    images, kernels = jnp.ones([3, 25, 14, 14, 16]), jnp.ones([3, 3, 3, 16, 16])
+
+    def loss(images, kernel):
+        hidden = conv2d(images, kernel, lowering="canonical")
+        return jnp.sum(jnp.tanh(conv2d(jnp.tanh(hidden), kernel, lowering="canonical")))
+
+    step = jax.jit(lambda *tasks: jax.lax.map(lambda task: jax.grad(loss, (0, 1))(*task), tasks))
+    layouts = re.findall(r"convolution\(.*dim_labels=(\S+?),", step.lower(images, kernels).compile().as_text())
+    assert len(layouts) >= 6 and set(layouts) == {"b01f_01io->b01f"}
+
+
+@pytest.mark.parametrize("flags, wide", [("fma avx2", False), ("avx2 avx512f avx512bw", True), (None, False)])
+def test_the_rule_asks_the_processor(flags, wide, monkeypatch):
+    def read_text(path):
+        if flags is None:
+            raise FileNotFoundError(path)
+        return f"flags : {flags}"
+
+    monkeypatch.setattr(lowerings.Path, "read_text", read_text)
+    assert lowerings.has_wide_vectors.__wrapped__() is wide
+    monkeypatch.setattr(lowerings, "has_wide_vectors", lambda: wide)
+    assert choose_lowering("cpu", GEOMETRY, 64, 64, True) == ("canonical" if wide else "winograd")
+    assert choose_lowering("cuda", GEOMETRY, 64, 64, True) == "patches"
+
+
+def test_the_rule_on_a_cpu():
+    plain, strided = GEOMETRY, GEOMETRY._replace(strides=(2, 2))
+    chosen = {
+        (wide, geometry.strides[0], channels): choose_lowering("cpu", geometry, channels, 64, True, wide=wide)
+        for wide in (False, True)
+        for geometry in (plain, strided)
+        for channels in (1, 64)
+    }
+    assert chosen == {
+        (False, 1, 1): "patches",
+        (False, 1, 64): "winograd",
+        (False, 2, 1): "patches",
+        (False, 2, 64): "patches",
+        (True, 1, 1): "canonical",
+        (True, 1, 64): "canonical",
+        (True, 2, 1): "patches",
+        (True, 2, 64): "patches",
+    }
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_an_offset_is_as_if_added(x64, train):
+    """With pooling, padding and a negative scale; the offset's own gradient too, which is nothing in training."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    inputs, offset = jax.random.normal(keys[0], [3, 4, 4, 2]), jax.random.normal(keys[1], [2])
+    weights, layer = jnp.array([1.0, 1.0, 0.0]), BatchNorm()
+    variables = {
+        "params": {"scale": jnp.array([1.5, -0.5]), "bias": jnp.array([0.1, 0.2])},
+        "batch_stats": {"mean": jax.random.normal(keys[2], [2]), "variance": jnp.array([0.5, 2.0])},
+    }
+    direction = jax.random.normal(keys[3], [3, 2, 2, 2])
+
+    def normalised(inputs, offset, *, apart):
+        given = {"offset": offset} if apart else {}
+        inputs = inputs if apart else inputs + offset
+        options = {"train": train, "weights": weights, "pool": True, "mutable": ["batch_stats"]}
+        outputs, kept = layer.apply(variables, inputs, **options, **given)
+        return jnp.vdot(outputs, direction), (outputs, kept)
+
+    ours, theirs = (
+        jax.value_and_grad(partial(normalised, apart=apart), (0, 1), has_aux=True)(inputs, offset)
+        for apart in (True, False)
+    )
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-12)
+    assert (jnp.abs(ours[1][1]).max() < 1e-12) == train
+
+
+def test_a_bias_can_be_given_apart():
+    inputs = jax.random.normal(jax.random.key(0), [2, 5, 5, 3])
+    for use_bias in (True, False):
+        layer = Conv(4, use_bias=use_bias)
+        variables = layer.init(jax.random.key(1), inputs)
+        variables["params"] |= {"bias": jnp.arange(4.0)} if use_bias else {}
+        outputs, bias = layer.apply(variables, inputs, method=Conv.with_bias_apart)
+        assert (bias is not None) == use_bias
+        whole = outputs if bias is None else outputs + bias
+        np.testing.assert_array_equal(whole, layer.apply(variables, inputs))
+
+
+@pytest.mark.parametrize("lowering", ["patches", "winograd", "canonical"])
 def test_an_exported_program_takes_any_number_of_examples(lowering):
     """On the platform where examples go through in blocks, of which a symbol has none."""
     kernel = jax.random.normal(jax.random.key(0), [3, 3, 4, 2])

@@ -14,10 +14,11 @@ from jaxmeta.machine import split_cpu
 
 
 def make(problem, options):
-    configure(problem, options)
     load = Load(**vars(problem.load))._replace(input_shape=tuple(problem.load.input_shape))
     if worth_dividing(load):
+        # First of all: what `configure` asks of JAX settles the number of devices.
         split_cpu(load.tasks)
+    configure(problem, options)
     weights = unflatten(problem.weights)
     batches = (
         Batch(inputs, targets, np.ones(inputs.shape[:2], inputs.dtype))
@@ -45,7 +46,7 @@ def make(problem, options):
     def step():
         return prepared.step()
 
-    about = {"versions": versions_of("jax", "jaxlib", "flax", "optax")}
+    about = {"versions": versions_of("jax", "jaxlib", "flax", "optax"), "devices": len(jax.devices())}
     return Contender(gradient, compile_step, step, make_product(), about, device_peak)
 
 

@@ -105,9 +105,14 @@ class Conv(nn.Module):
     feature_group_count: int = 1
     lowering: str | LoweringTable = "auto"
 
-    @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Convolve `[examples, height, width, channels]`."""
+        outputs, bias = self.with_bias_apart(inputs)
+        return outputs if bias is None else outputs + bias
+
+    @nn.compact
+    def with_bias_apart(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Convolve, and give the bias beside the outputs, for what can do without a sum over all of them."""
         shape = (*self.kernel_size, inputs.shape[-1] // self.feature_group_count, self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         outputs = conv2d(
@@ -119,9 +124,7 @@ class Conv(nn.Module):
             groups=self.feature_group_count,
             lowering=self.lowering,
         )
-        if self.use_bias:
-            outputs = outputs + self.param("bias", nn.initializers.zeros, (self.features,))
-        return outputs
+        return outputs, self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
 
 
 def _both_ways(value: int | tuple[int, int]) -> tuple[int, int]:

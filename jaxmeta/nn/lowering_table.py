@@ -178,8 +178,8 @@ def covering(case: Case, platform: str) -> list[str]:
 
     Example:
       >>> geometry = Geometry((8, 8), (3, 3), padding=((1, 1), (1, 1)))
-      >>> covering(Case("output", geometry, (4, 8, 8, 3), (3, 3, 3, 5)), "cpu")
-      ['patches', 'xla', 'winograd']
+      >>> covering(Case("output", geometry, (4, 8, 8, 3), (3, 3, 3, 5)), "cuda")
+      ['xla', 'canonical', 'patches', 'winograd']
     """
     first, names = lowering_of(case, platform), []
     for name in dict.fromkeys([first, *LOWERINGS]):

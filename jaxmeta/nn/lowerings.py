@@ -9,19 +9,23 @@ out_width, features]`, in this order, that gives the third. A leading task axis 
 import functools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxmeta.nn.blocks import in_blocks
+from jaxmeta.nn.canonical import DIMENSIONS, canonical_kernel, canonical_output
 from jaxmeta.nn.winograd import winograd_kernel, winograd_output
 
 ROLES = ("input", "kernel", "output")
-IMAGE_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # Of 3x3 convolutions with fewer, patches were no slower on a CPU; `jaxmeta plan --lowerings` measures it.
 WINOGRAD_CHANNELS = 32
 # Of patches or tiles that are made at once on a CPU.
 CACHE_BYTES = 5 * 2**20
+# Over which the canonical gradient of a kernel sums at once: one image of 42 x 42, or five of 14 x 14, was fastest.
+KERNEL_POSITIONS = 1024
 
 
 class Geometry(NamedTuple):
@@ -63,12 +67,25 @@ def by_xla(first, second, missing, geometry, precision):
             geometry.strides,
             geometry.padding,
             rhs_dilation=geometry.dilation,
-            dimension_numbers=IMAGE_DIMENSIONS,
+            dimension_numbers=DIMENSIONS,
             feature_group_count=geometry.groups,
             precision=precision,
         )
 
     return _by_transposes(convolve, first, second, missing, geometry)
+
+
+def by_canonical(first, second, missing, geometry, precision):
+    """XLA's own convolution in the layout that is fast; the gradient for the input of one with strides by patches."""
+    _, window, strides, padding, dilation, _ = geometry
+    if missing == "kernel":
+        return canonical_kernel(first, second, window, strides, padding, dilation, precision)
+    if missing == "output":
+        return canonical_output(first, second, strides, padding, dilation, precision)
+    if back := turned(geometry):
+        kernel = jax.lax.optimization_barrier(turned_kernel(first))
+        return canonical_output(second, kernel, (1, 1), back.padding, dilation, precision)
+    return by_patches(first, second, missing, geometry, precision)
 
 
 def patches_of(inputs: jax.Array, geometry: Geometry) -> jax.Array:
@@ -95,7 +112,12 @@ def by_patches(first, second, missing, geometry, precision):
         return flat.reshape(*patches.shape[:-1], second.shape[-1])
     if missing == "kernel":
         patches, output = patches_of(first, geometry), second.reshape(-1, second.shape[-1])
-        flat = jnp.matmul(patches.reshape(-1, patches.shape[-1]).T, output, precision=precision)
+        patches = patches.reshape(-1, patches.shape[-1])
+        if patches.shape[-1] > output.shape[-1]:
+            # A product transposes its first factor, if need be: let it be the smaller. XLA would turn this round again.
+            flat = jax.lax.optimization_barrier(jnp.matmul(output.T, patches, precision=precision)).T
+        else:
+            flat = jnp.matmul(patches.T, output, precision=precision)
         return flat.reshape(*geometry.window, first.shape[-1], second.shape[-1])
     if flipped := turned(geometry):
         return by_patches(second, turned_kernel(first), "output", flipped, precision)
@@ -164,30 +186,45 @@ class Lowering(NamedTuple):
       contract: `(first, second, missing, geometry, precision) -> missing role`, of one task.
       covers: `(geometry, channels)`: whether it computes these.
       over_tasks: How tasks with kernels of their own go through it.
-      growth: `(geometry)`: how many numbers of a channel it makes out of one image, if many.
+      at_once: `(geometry, missing, bytes of an input's pixel)`: how many examples a CPU computes at once, None for all.
     """
 
     contract: Callable[..., jax.Array]
     covers: Callable[[Geometry, int], bool]
     over_tasks: Callable[[Callable], Callable] = jax.vmap
-    growth: Callable[[Geometry], int] | None = None
+    at_once: Callable[[Geometry, str, int], int | None] = lambda geometry, missing, pixel: None
 
 
 LOWERINGS = {
     "xla": Lowering(by_xla, lambda geometry, channels: True),
     "xla_in_turn": Lowering(by_xla, lambda geometry, channels: True, _tasks_in_turn),
+    "canonical": Lowering(
+        by_canonical,
+        lambda geometry, channels: geometry.groups == 1,
+        _tasks_in_turn,
+        lambda geometry, missing, pixel: _summed(geometry, pixel) if missing == "kernel" else None,
+    ),
     "patches": Lowering(
         by_patches,
         lambda geometry, channels: geometry.groups == 1,
-        growth=lambda geometry: math.prod(geometry.window) * math.prod(geometry.out_size),
+        at_once=lambda geometry, missing, pixel: _in_cache(geometry, math.prod(geometry.window) * pixel),
     ),
     "winograd": Lowering(
         by_winograd,
         lambda geometry, channels: _is_winograd(geometry),
-        growth=lambda geometry: 4 * math.prod(geometry.out_size),
+        at_once=lambda geometry, missing, pixel: _in_cache(geometry, 4 * pixel),
     ),
     "shifts": Lowering(by_shifts, lambda geometry, channels: geometry.groups == channels > 1),
 }
+
+
+def _in_cache(geometry, bytes_per_position):
+    return CACHE_BYTES // (math.prod(geometry.out_size) * bytes_per_position)
+
+
+def _summed(geometry, bytes_per_pixel):
+    # Of few channels an image is a poor matrix.
+    return max(KERNEL_POSITIONS // math.prod(geometry.out_size), 5 if bytes_per_pixel < 32 else 1)
 
 
 def _is_winograd(geometry):
@@ -195,7 +232,9 @@ def _is_winograd(geometry):
     return plain and geometry.window == (3, 3) and turned(geometry) is not None
 
 
-def choose_lowering(platform: str, geometry: Geometry, channels: int, features: int, per_task: bool) -> str:
+def choose_lowering(
+    platform: str, geometry: Geometry, channels: int, features: int, per_task: bool, *, wide: bool | None = None
+) -> str:
     """Choose the way that was fastest where it was measured.
 
     Args:
@@ -204,14 +243,15 @@ def choose_lowering(platform: str, geometry: Geometry, channels: int, features: 
       channels: Of the input.
       features: Of the output.
       per_task: Whether every task has a kernel of its own.
+      wide: Whether the products of a CPU are of 512 bits; None: as of this one.
 
     Returns:
       A key of `LOWERINGS` that covers the geometry.
 
     Example:
       >>> geometry = Geometry((14, 14), (3, 3), padding=((1, 1), (1, 1)))
-      >>> choose_lowering("cpu", geometry, 64, 64, True), choose_lowering("cuda", geometry, 64, 64, False)
-      ('winograd', 'xla')
+      >>> [choose_lowering("cpu", geometry, 64, 64, True, wide=wide) for wide in (False, True)]
+      ['winograd', 'canonical']
     """
     if LOWERINGS["shifts"].covers(geometry, channels):
         return "shifts"
@@ -219,10 +259,23 @@ def choose_lowering(platform: str, geometry: Geometry, channels: int, features: 
         return "xla_in_turn" if platform == "cpu" else "xla"
     if platform != "cpu" and not per_task:
         return "xla"
+    # Where products are fast, the memory that the others go through is what takes the time; with strides it is little.
+    wide = has_wide_vectors() if wide is None else wide
+    if platform == "cpu" and geometry.strides == (1, 1) and wide:
+        return "canonical"
     # Of few channels the transforms cost more than the products that they save.
     if platform == "cpu" and min(channels, features) >= WINOGRAD_CHANNELS and _is_winograd(geometry):
         return "winograd"
     return "patches"
+
+
+@functools.cache
+def has_wide_vectors() -> bool:
+    """Tell whether this processor has products of 512 bits (AVX-512); where the system does not say, it has not."""
+    try:
+        return "avx512f" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 def contract_by(lowering: str, platform: str, first, second, missing: str, geometry: Geometry, precision):
@@ -232,37 +285,8 @@ def contract_by(lowering: str, platform: str, first, second, missing: str, geome
     def contract(first, second):
         return way.contract(first, second, missing, geometry, precision)
 
-    if platform == "cpu" and way.growth is not None:
-        channels = first.shape[-2] * geometry.groups if missing == "input" else first.shape[-1]
-        contract = _in_blocks(contract, missing, way.growth(geometry) * channels * first.dtype.itemsize)
+    channels = first.shape[-2] * geometry.groups if missing == "input" else first.shape[-1]
+    fitting = way.at_once(geometry, missing, channels * first.dtype.itemsize)
+    if platform == "cpu" and fitting is not None:
+        contract = in_blocks(contract, missing, max(1, fitting))
     return contract(first, second) if first.ndim == 4 else way.over_tasks(contract)(first, second)
-
-
-def _in_blocks(contract, missing, bytes_per_example):
-    """Go through the examples in blocks whose patches or tiles stay in the cache: memory is the slower part."""
-
-    def in_blocks(first, second):
-        examples = (second if missing == "input" else first).shape[0]
-        # In a program that is exported for any number of examples, that number is a symbol: there are no blocks of it.
-        if not isinstance(examples, int):
-            return contract(first, second)
-        fitting = max(1, CACHE_BYTES // bytes_per_example)
-        block = max(size for size in range(1, min(examples, fitting) + 1) if examples % size == 0)
-        # Little more than the cache is not worth a loop, nor are examples without a divisor near what fits.
-        if examples < 4 * fitting or 4 * block < fitting:
-            return contract(first, second)
-
-        def blocks(images):
-            return images.reshape(-1, block, *images.shape[1:])
-
-        if missing == "kernel":
-            zeros = jnp.zeros_like(jax.eval_shape(contract, first, second))
-            pairs = (blocks(first), blocks(second))
-            return jax.lax.scan(lambda total, pair: (total + contract(*pair), None), zeros, pairs)[0]
-        if missing == "input":
-            images = jax.lax.map(lambda image: contract(first, image), blocks(second))
-        else:
-            images = jax.lax.map(lambda image: contract(image, second), blocks(first))
-        return images.reshape(examples, *images.shape[2:])
-
-    return in_blocks

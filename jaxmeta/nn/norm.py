@@ -31,13 +31,13 @@ def batch_statistics(inputs: jax.Array, weights: jax.Array | None = None) -> tup
     if weights is None:
         mean = jnp.mean(inputs, axes)
         return mean, jnp.mean(jnp.square(inputs - mean), axes)
-    # Shares of the total: a set of padding alone gives zeros, not a division by zero.
+    # Shares of the total: a set of padding alone gives zeros, not a division by zero. They are taken of the sums of
+    # each example: a share for every position would be an array as large as the inputs.
     weights = jnp.asarray(weights, inputs.dtype)
     positions = max(1, inputs[0, ..., 0].size)
-    share = weights / (jnp.maximum(jnp.sum(weights), 1e-6) * positions)
-    share = share.reshape(-1, *(1,) * (inputs.ndim - 1))
-    mean = jnp.sum(inputs * share, axes)
-    return mean, jnp.sum(jnp.square(inputs - mean) * share, axes)
+    share = (weights / (jnp.maximum(jnp.sum(weights), 1e-6) * positions))[:, None]
+    mean = jnp.sum(share * jnp.sum(inputs, axes[1:]), 0)
+    return mean, jnp.sum(share * jnp.sum(jnp.square(inputs - mean), axes[1:]), 0)
 
 
 class BatchNorm(nn.Module):
@@ -57,12 +57,19 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: jax.Array, *, train: bool, weights: jax.Array | None = None, pool: bool = False
+        self,
+        inputs: jax.Array,
+        *,
+        train: bool,
+        weights: jax.Array | None = None,
+        pool: bool = False,
+        offset: jax.Array | None = None,
     ) -> jax.Array:
         """Normalise `[examples, ..., channels]`; with `pool`, give the 2x2 maximum of the result.
 
         The maximum is then taken first, of the inputs, or of their negatives where the scale is
         negative: the same numbers for a quarter of the work, since normalising keeps their order.
+        An `offset [channels]` is as if added to the inputs; it moves their mean, and need not be added to all of them.
         """
         shape = inputs.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, shape)
@@ -72,6 +79,7 @@ class BatchNorm(nn.Module):
         kept_variance = self.variable("batch_stats", "variance", jnp.ones, shape, kept)
         if train:
             mean, variance = batch_statistics(inputs, weights)
+            mean = mean if offset is None else mean + offset
             if weights is not None:
                 # Of no examples there are no statistics: those that are kept stay.
                 some = jnp.sum(weights) > 0
@@ -84,4 +92,5 @@ class BatchNorm(nn.Module):
             sign = jax.lax.stop_gradient(jnp.where(scale < 0, -1, 1).astype(inputs.dtype))
             inputs = sign * max_pool_2x2(sign * inputs)
         factor = jax.lax.rsqrt(variance + self.epsilon) * scale
-        return ((inputs - mean) * factor + bias).astype(inputs.dtype)
+        centre = mean if offset is None else mean - offset
+        return ((inputs - centre) * factor + bias).astype(inputs.dtype)
