@@ -250,7 +250,14 @@ def test_conv4_with_biases_is_the_same_network():
         bias = bare["body"][f"Conv_{number}"].pop("bias")
         params["body"][f"Conv_{number}"]["bias"] = bias + 3.0
     expected, _ = conv4(5, filters=4).apply(bare, state, inputs, train=True)
-    np.testing.assert_allclose(model.apply(params, state, inputs, train=True)[0], expected, atol=1e-4)
+    outputs, kept = model.apply(params, state, inputs, train=True)
+    np.testing.assert_allclose(outputs, expected, atol=1e-4)
+    # Judged by the statistics that were kept, and by those of a new network, whose mean is 0: there a bias does count.
+    judged, _ = model.apply(params, kept, inputs, train=False)
+    np.testing.assert_allclose(judged, expected, atol=1e-4)
+    bare_outputs, _ = conv4(5, filters=4).apply(bare, state, inputs, train=False)
+    apart = bare_outputs - model.apply(params, state, inputs, train=False)[0]
+    assert jnp.abs(apart).max() > 0.1
 
 
 def meta_gradient(precision):

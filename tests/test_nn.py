@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from pathlib import Path
 
 import flax.linen
 import jax
@@ -308,6 +309,49 @@ def test_the_canonical_gradient_of_a_kernel_sums_in_blocks(x64, monkeypatch):
     blocks, program = gradient()
     assert "length=10" in program
     assert relative_error(blocks, whole) < 1e-12
+    # Of few channels no fewer than five images.
+    inputs = inputs[..., :1]
+    _, program = gradient()
+    assert "length=4" in program
+
+
+@pytest.mark.parametrize("lowering", ["canonical", "patches", "winograd"])
+def test_blocks_of_few_digits_are_summed_in_more(lowering, monkeypatch):
+    """Of 512 blocks, each of about 9: a sum in bfloat16 would stand still."""
+    monkeypatch.setattr(lowerings, "KERNEL_POSITIONS", 1)
+    monkeypatch.setattr(lowerings, "CACHE_BYTES", 1)
+    inputs, cotangent = jnp.ones([512, 6, 6, 8], jnp.bfloat16), jnp.full([512, 6, 6, 3], 0.25, jnp.bfloat16)
+    gradient = lowerings.contract_by(lowering, "cpu", inputs, cotangent, "kernel", GEOMETRY, None)
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(gradient[1, 1].astype(jnp.float32), 512 * 36 * 0.25, rtol=1e-2)
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("missing", lowerings.ROLES)
+def test_uneven_sizes(x64, lowering, missing):
+    """No size divides another, padding differs by side, and some inputs are never reached."""
+    geometry = lowerings.Geometry((9, 8), (3, 2), (3, 2), ((0, 2), (1, 0)), (2, 1), 2 if lowering == "shifts" else 1)
+    if lowering == "winograd":
+        geometry = lowerings.Geometry((9, 8), (3, 3), padding=((0, 2), (1, 0)))
+    channels = 2
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = {
+        "input": (3, *geometry.size, channels),
+        "kernel": (*geometry.window, channels // geometry.groups, 4),
+        "output": (3, *geometry.out_size, 4),
+    }
+    roles = {role: jax.random.normal(key, shapes[role]) for role, key in zip(lowerings.ROLES, keys, strict=True)}
+    given = [roles[role] for role in lowerings.ROLES if role != missing]
+    ours, theirs = (lowerings.contract_by(name, "cpu", *given, missing, geometry, None) for name in (lowering, "xla"))
+    assert ours.shape == shapes[missing]
+    assert relative_error(ours, theirs) < 1e-12
+
+
+def test_no_examples():
+    empty = jnp.zeros([0, 6, 6, 2])
+    for lowering in ("canonical", "patches", "winograd"):
+        gradient = lowerings.contract_by(lowering, "cpu", empty, jnp.zeros([0, 6, 6, 3]), "kernel", GEOMETRY, None)
+        np.testing.assert_array_equal(gradient, jnp.zeros([3, 3, 2, 3]))
 
 
 def test_canonical_convolutions_stay_so_in_a_loop_over_tasks():
@@ -330,10 +374,11 @@ def test_the_rule_asks_the_processor(flags, wide, monkeypatch):
             raise FileNotFoundError(path)
         return f"flags : {flags}"
 
-    monkeypatch.setattr(lowerings.Path, "read_text", read_text)
+    monkeypatch.setattr(Path, "read_text", read_text)
     assert lowerings.has_wide_vectors.__wrapped__() is wide
     monkeypatch.setattr(lowerings, "has_wide_vectors", lambda: wide)
     assert choose_lowering("cpu", GEOMETRY, 64, 64, True) == ("canonical" if wide else "winograd")
+    assert choose_lowering("cpu", GEOMETRY, 64, 64, True, dtype="float64") == "winograd"
     assert choose_lowering("cuda", GEOMETRY, 64, 64, True) == "patches"
 
 
@@ -383,6 +428,17 @@ def test_an_offset_is_as_if_added(x64, train):
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-12)
     assert (jnp.abs(ours[1][1]).max() < 1e-12) == train
+
+
+def test_an_offset_with_more_digits_changes_no_type():
+    """Parameters may be kept in float32 beside inputs in bfloat16."""
+    inputs, layer = jnp.ones([2, 4, 4, 3], jnp.bfloat16), BatchNorm()
+    variables = layer.init(jax.random.key(0), inputs, train=True)
+    outputs, kept = layer.apply(
+        variables, inputs, train=True, offset=jnp.ones(3, jnp.bfloat16), mutable=["batch_stats"]
+    )
+    assert outputs.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype("float32")}
 
 
 def test_a_bias_can_be_given_apart():

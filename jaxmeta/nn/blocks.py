@@ -1,4 +1,4 @@
-"""Contractions of many examples in blocks whose patches or tiles stay in the cache: memory is the slower part."""
+"""Contractions of many examples, block by block, so that what one block needs stays in the cache."""
 
 from collections.abc import Callable
 
@@ -14,18 +14,22 @@ def in_blocks(contract: Callable, missing: str, fitting: int) -> Callable:
         # In a program that is exported for any number of examples, that number is a symbol: there are no blocks of it.
         if not isinstance(examples, int):
             return contract(first, second)
-        block = max(size for size in range(1, min(examples, fitting) + 1) if examples % size == 0)
-        # Little more than the cache is not worth a loop, nor are examples without a divisor near what fits.
-        if examples < 4 * fitting or 4 * block < fitting:
+        # Little more than what fits is not worth a loop, nor are examples without a divisor near it.
+        if examples < 4 * fitting:
+            return contract(first, second)
+        block = max(size for size in range(1, fitting + 1) if examples % size == 0)
+        if 4 * block < fitting:
             return contract(first, second)
 
         def blocks(images):
             return images.reshape(-1, block, *images.shape[1:])
 
         if missing == "kernel":
-            zeros = jnp.zeros_like(jax.eval_shape(contract, first, second))
+            one = jax.eval_shape(contract, first, second)
+            # A sum of many bfloat16 numbers would not be one.
+            zeros = jnp.zeros(one.shape, jnp.promote_types(one.dtype, jnp.float32))
             pairs = (blocks(first), blocks(second))
-            return jax.lax.scan(lambda total, pair: (total + contract(*pair), None), zeros, pairs)[0]
+            return jax.lax.scan(lambda total, pair: (total + contract(*pair), None), zeros, pairs)[0].astype(one.dtype)
         if missing == "input":
             images = jax.lax.map(lambda image: contract(first, image), blocks(second))
         else:

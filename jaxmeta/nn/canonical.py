@@ -1,11 +1,14 @@
 """XLA's own convolution for each of the three roles, in the one layout that it has fast kernels for.
 
-On a CPU XLA gives a convolution to its library of kernels if examples come first, channels last and the kernel is
-`[window_height, window_width, channels, features]`; any other layout goes through a loop, 20 to 100 times slower. The
-gradients that JAX derives have other layouts, which XLA mends only where nothing is around them: not in a loop over
-tasks. Here they are brought into that layout first. The barriers keep XLA from taking the transpositions into the
-convolution again.
+On a CPU XLA gives a float32 convolution to its library of kernels if examples come first, channels last and the
+kernel is `[window_height, window_width, channels, features]`; any other layout goes through a loop, 20 to 100 times
+slower. The gradients that JAX derives have other layouts, which XLA mends only where nothing is around them: not in a
+loop over tasks. Here they are brought into that layout first. The barriers keep XLA from taking the transpositions
+into the convolution again.
 """
+
+import functools
+from pathlib import Path
 
 import jax
 
@@ -34,3 +37,12 @@ def canonical_kernel(inputs, output, window, strides, padding, dilation, precisi
     ]
     images, filters = _keep((inputs.transpose(3, 1, 2, 0), output.transpose(1, 2, 0, 3)))
     return _keep(canonical_output(images, filters, dilation, reached, strides, precision)).transpose(1, 2, 0, 3)
+
+
+@functools.cache
+def has_wide_vectors() -> bool:
+    """Tell whether this processor has products of 512 bits (AVX-512); where the system does not say, it has not."""
+    try:
+        return "avx512f" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False

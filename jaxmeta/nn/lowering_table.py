@@ -207,7 +207,7 @@ def lowering_of(case: Case, platform: str, lowering: str | LoweringTable = "auto
         name = lowering.lookup(platform, case)
         lowering = name if name is not None and LOWERINGS[name].covers(geometry, channels) else "auto"
     if lowering == "auto":
-        return choose_lowering(platform, geometry, channels, case.features, case.per_task)
+        return choose_lowering(platform, geometry, channels, case.features, case.per_task, dtype=case.dtype)
     if not LOWERINGS[lowering].covers(geometry, channels):
         _say_once(lowering, geometry)
         return "xla_in_turn" if platform == "cpu" else "xla"

@@ -79,7 +79,7 @@ class BatchNorm(nn.Module):
         kept_variance = self.variable("batch_stats", "variance", jnp.ones, shape, kept)
         if train:
             mean, variance = batch_statistics(inputs, weights)
-            mean = mean if offset is None else mean + offset
+            mean = mean if offset is None else mean + offset.astype(kept)
             if weights is not None:
                 # Of no examples there are no statistics: those that are kept stay.
                 some = jnp.sum(weights) > 0
@@ -92,5 +92,5 @@ class BatchNorm(nn.Module):
             sign = jax.lax.stop_gradient(jnp.where(scale < 0, -1, 1).astype(inputs.dtype))
             inputs = sign * max_pool_2x2(sign * inputs)
         factor = jax.lax.rsqrt(variance + self.epsilon) * scale
-        centre = mean if offset is None else mean - offset
+        centre = mean if offset is None else mean - offset.astype(kept)
         return ((inputs - centre) * factor + bias).astype(inputs.dtype)
