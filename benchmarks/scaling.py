@@ -3,7 +3,7 @@
     python benchmarks/scaling.py [--rounds 3] [--json FILE] [--quick]
 
 Around load C (conv4, 28x28, 5-way 5-shot, 8 tasks here) one number is varied at a time; every point is measured in a
-process of its own. Memory is what XLA sets aside for the compiled step beside arguments and results. The slope is
+process of its own. Memory is what XLA sets aside on each device beside arguments and results. The slope is
 that of the straight line through log cost against log size: 0 is flat, 1 proportional.
 
 Writes `scaling.json` and the picture `scaling.png` beside this script; with --quick (tiny loads, one round) only a FILE
@@ -30,7 +30,7 @@ QUICK = {"tasks": (2, 4), "num_steps": (1, 2), "size": (2, 4), "support": (3, 6)
 TITLES = {"tasks": "tasks", "num_steps": "inner steps", "size": "filters", "support": "support images"}
 COSTS = {
     "seconds of a meta-step": lambda row: statistics.median(row["seconds"]),
-    "temporary memory, MiB": lambda row: row["temp_bytes"] / 2**20,
+    "MiB set aside on a device": lambda row: row["temp_bytes"] / 2**20,
     "seconds to compile": lambda row: row["compile_seconds"],
 }
 
@@ -79,6 +79,7 @@ def draw(path, rows):
     # The object interface, as in jaxmeta/plots.py: pyplot wants a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -96,8 +97,10 @@ def draw(path, rows):
             axes.set_xticks([row["value"] for row in own], [str(row["value"]) for row in own])
             axes.set_xticks([], minor=True)
             axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+            axes.yaxis.set_minor_locator(NullLocator())
             axes.grid(alpha=0.3)
-            if line is panels[-1]:
+            if name == list(COSTS)[-1]:
                 axes.set_xlabel(title)
     figure.savefig(path, dpi=110)
 
