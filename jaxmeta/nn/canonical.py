@@ -1,7 +1,7 @@
 """XLA's own convolution for each of the three roles, in the one layout that it has fast kernels for.
 
 On a CPU XLA gives a float32 convolution to its library of kernels if examples come first, channels last and the
-kernel is `[window_height, window_width, channels, features]`; any other layout goes through a loop, 20 to 100 times
+kernel is `[window_height, window_width, channels, features]`; any other layout goes through a loop, 5 to 100 times
 slower. The gradients that JAX derives have other layouts, which XLA mends only where nothing is around them: not in a
 loop over tasks. Here they are brought into that layout first. The barriers keep XLA from taking the transpositions
 into the convolution again.

@@ -287,8 +287,8 @@ def contract_by(lowering: str, platform: str, first, second, missing: str, geome
     def contract(first, second):
         return way.contract(first, second, missing, geometry, precision)
 
-    channels = first.shape[-2] * geometry.groups if missing == "input" else first.shape[-1]
-    fitting = way.at_once(geometry, missing, channels * first.dtype.itemsize)
-    if platform == "cpu" and fitting is not None:
-        contract = in_blocks(contract, missing, max(1, fitting))
+    if platform == "cpu":
+        channels = first.shape[-2] * geometry.groups if missing == "input" else first.shape[-1]
+        fitting = way.at_once(geometry, missing, channels * first.dtype.itemsize)
+        contract = contract if fitting is None else in_blocks(contract, missing, max(1, fitting))
     return contract(first, second) if first.ndim == 4 else way.over_tasks(contract)(first, second)
