@@ -7,7 +7,8 @@ libraries where there are some. What is missing is a row that says so. On a mach
 CPU: a dry run.
 
 Writes into FOLDER: `gpu.json` (card, driver, versions, what products and copies reach), `speed-float32.json` and
-`speed-tf32.json` with their pictures, and `report.md` with all tables. Each part is written as soon as it is known, so
+`speed-tf32.json` with their pictures, `bench-bfloat16.json` (jaxmeta alone: its share of bfloat16 products), and
+`report.md` with all tables. Each part is written as soon as it is known, so
 that a run that is cut short leaves what it had.
 """
 
@@ -134,13 +135,37 @@ def run_speed(options, precision, device):
     return result.stdout if result.returncode == 0 else f"failed with exit code {result.returncode}\n"
 
 
+# In a process of its own too. Not `jaxmeta bench`: the command line needs more than a card's machine may have.
+BENCH = """
+import json, sys
+from jaxmeta.bench.process import measure_in_own_process
+from jaxmeta.bench.table import markdown_table
+names, rounds, quick, path = json.loads(sys.argv[1])
+rows = [
+    measure_in_own_process(load=name, rounds=rounds, quick=quick, precision="bfloat16") for name in names
+]
+with open(path, "w") as file:
+    json.dump(rows, file, indent=1)
+print(markdown_table(rows))
+"""
+
+
+def run_bench(options):
+    path = options.out / "bench-bfloat16.json"
+    request = json.dumps([options.loads or ["B", "C", "D"], options.rounds, options.quick, str(path)])
+    result = subprocess.run(
+        [sys.executable, "-c", BENCH, request], stdout=subprocess.PIPE, text=True, env=environment()
+    )
+    return result.stdout if result.returncode == 0 else f"failed with exit code {result.returncode}\n"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--peers-python", default=sys.executable, help="runs the PyTorch libraries; this Python")
     parser.add_argument("--loads", nargs="+", metavar="LOAD")
     parser.add_argument("--peers", nargs="+", metavar="NAME")
-    parser.add_argument("--precisions", nargs="+", choices=["float32", "tf32"], default=["tf32", "float32"])
+    parser.add_argument("--precisions", nargs="+", choices=["float32", "tf32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scaling", action="store_true", help="also how our step grows, by scaling.py")
     parser.add_argument("--quick", action="store_true", help="tiny loads: does it run?")
@@ -152,8 +177,9 @@ def main():
     report = ["# Meta-steps on a GPU", "", *about_lines(record), ""]
     quick = ["--quick"] if options.quick else []
     device = "gpu" if record["rates"] and record["rates"]["backend"] != "cpu" else "cpu"
-    for precision in options.precisions:
-        report += [f"## {precision}", "", run_speed(options, precision, device), ""]
+    for precision in options.precisions or ["tf32", "float32", "bfloat16"]:
+        table = run_bench(options) if precision == "bfloat16" else run_speed(options, precision, device)
+        report += [f"## {precision}", "", table, ""]
         (options.out / "report.md").write_text("\n".join(report))
     if options.scaling:
         command = [sys.executable, str(BENCHMARKS / "scaling.py"), "--json", str(options.out / "scaling.json")]

@@ -1,10 +1,10 @@
-"""How our meta-step grows: seconds, memory and compilation against tasks, inner steps, filters and shots.
+"""How our meta-step grows: seconds, memory and compilation against tasks, inner steps, filters, shots and devices.
 
     python benchmarks/scaling.py [--rounds 3] [--json FILE] [--quick]
 
 Around load C (conv4, 28x28, 5-way 5-shot, 8 tasks here) one number is varied at a time; every point is measured in a
-process of its own. Memory is what XLA sets aside on each device beside arguments and results. The slope is
-that of the straight line through log cost against log size: 0 is flat, 1 proportional.
+process of its own; on a CPU a device is a core. Memory is what XLA sets aside on each device beside arguments and
+results. The slope is that of the straight line through log cost against log size: 0 is flat, 1 proportional.
 
 Writes `scaling.json` and the picture `scaling.png` beside this script; with --quick (tiny loads, one round) only a FILE
 that is named.
@@ -13,6 +13,7 @@ that is named.
 import json
 import statistics
 
+import jax
 import numpy as np
 
 from costs import machine, parse
@@ -27,7 +28,13 @@ AXES = {
     "support": (5, 25, 50, 100),
 }
 QUICK = {"tasks": (2, 4), "num_steps": (1, 2), "size": (2, 4), "support": (3, 6)}
-TITLES = {"tasks": "tasks", "num_steps": "inner steps", "size": "filters", "support": "support images"}
+TITLES = {
+    "tasks": "tasks",
+    "num_steps": "inner steps",
+    "size": "filters",
+    "support": "support images",
+    "devices": "devices",
+}
 COSTS = {
     "seconds of a meta-step": lambda row: statistics.median(row["seconds"]),
     "MiB set aside on a device": lambda row: row["temp_bytes"] / 2**20,
@@ -35,17 +42,28 @@ COSTS = {
 }
 
 
-def measure(options):
+def devices_at_hand(about):
+    """Halves of all devices, down to one: cores of a CPU, which `jaxmeta.bench` makes devices of."""
+    most = about["cores"] if jax.default_backend() == "cpu" else len(jax.devices())
+    return tuple(sorted({most >> times for times in range(most.bit_length())}))
+
+
+def measure(options, about):
     rows, known = [], {}
     load = tiny(LOADS["C"]) if options.quick else LOADS["C"]._replace(**CENTRE)
-    for axis, values in (QUICK if options.quick else AXES).items():
+    at_hand = devices_at_hand(about)
+    for axis, values in {**(QUICK if options.quick else AXES), "devices": at_hand}.items():
         for value in values:
-            changes = {**({} if options.quick else CENTRE), axis: value}
-            point = tuple(load._replace(**changes))
+            changes, devices = {} if options.quick else CENTRE, at_hand[-1]
+            if axis == "devices":
+                devices = value
+            else:
+                changes = {**changes, axis: value}
+            point = (*load._replace(**changes), devices)
             # The centre lies on every axis: it is measured once.
             if point not in known:
                 known[point] = measure_in_own_process(
-                    load="C", changes=changes, rounds=options.rounds, quick=options.quick
+                    load="C", changes=changes, rounds=options.rounds, quick=options.quick, devices=devices
                 )
             rows.append({"axis": axis, "value": value, **known[point]})
             seconds = known[point].get("seconds")
@@ -81,7 +99,7 @@ def draw(path, rows):
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    figure = Figure(figsize=(13, 7.5), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(COSTS), len(TITLES), sharex="col", sharey="row")
     for line, (name, cost) in zip(panels, COSTS.items(), strict=True):
@@ -108,7 +126,7 @@ def draw(path, rows):
 def main():
     options = parse(__doc__, __file__, 3, "tiny loads and one round: does it run?")
     about = machine()
-    rows = measure(options)
+    rows = measure(options, about)
     show(rows)
     if options.json:
         options.json.write_text(json.dumps({**about, "centre": CENTRE, "rows": rows}, indent=1) + "\n")

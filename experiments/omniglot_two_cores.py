@@ -44,8 +44,11 @@ CHANGES = {
         "inner_steps": 3,
         "eval_inner_steps": 3,
     },
-    # The authors' number of tasks.
-    "maml++": {"tasks": 8},
+    # By 200 validation tasks after three minutes of one core: two inner steps and five queries reach 87.0 %, two and 15
+    # (8 tasks) 84.1, five and 15 82.8, the authors' five steps and one query 75.4; one step and five queries 87.1.
+    "maml++": {"tasks": 16, "queries": 5, "inner_lr": 0.4, "inner_steps": 2, "eval_inner_steps": 2},
+    # Likewise: an inner rate of 10 reaches 76.9 %, 40 76.3, 2 73.4; the authors' 1 with two steps 70.4.
+    "cavia": {"tasks": 16, "queries": 5, "inner_lr": 10.0, "inner_steps": 1, "eval_inner_steps": 1},
     "protonet": _MANY_WAYS,
     "matching": _MANY_WAYS,
     "siamese": _MANY_WAYS,

@@ -137,8 +137,11 @@ def _train(arguments: list[str]) -> None:
     out = place.out or default_out(config)
     try:
         if several:
-            if options.machine.plan != Machine.plan or options.machine.memory_mib is not None:
-                raise ConfigError("--plan and --memory-mib are for a single run: leave them out, or --seeds.")
+            machine = options.machine
+            if machine.plan != Machine.plan or machine.memory_mib is not None or machine.precisions:
+                raise ConfigError(
+                    "--plan, --memory-mib and --precisions are for a single run: leave them out, or --seeds."
+                )
             if options.machine.pool == "host":
                 raise ConfigError("--pool host is for a single run: leave it out, or --seeds and --inner-lrs.")
             if place.resume:
@@ -146,6 +149,7 @@ def _train(arguments: list[str]) -> None:
             return _print_result(train_sweep(config, out, **vars(options.sweep), mesh=mesh))
         machine = options.machine
         limits = {"search": machine.plan == "auto", "memory_mib": machine.memory_mib, "pool": machine.pool}
+        limits["precisions"] = machine.precisions
         result = train_run(config, out, resume=place.resume, mesh=mesh, **limits)
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
@@ -174,6 +178,7 @@ def _plan(arguments: list[str]) -> None:
         mesh=mesh,
         search=options.machine.plan == "auto",
         memory_mib=options.machine.memory_mib,
+        precisions=options.machine.precisions,
         lowerings=options.lowerings,
         pool=options.machine.pool,
         say=lambda text: print(text, file=sys.stderr, flush=True),

@@ -206,7 +206,7 @@ def lowerings_file(device_kind: str) -> Path:
     """Tell where the table of lowerings that was measured on a kind of device is kept.
 
     Args:
-      device_kind: As JAX names it.
+      device_kind: From `device_name`.
 
     Returns:
       A file in the cache; it need not exist.

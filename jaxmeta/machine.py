@@ -1,15 +1,15 @@
 """What a run is computed on: from options to a mesh, in one process or several."""
 
-import contextlib
 import dataclasses
-import os
 
 import jax
 from jax.sharding import Mesh
 
 from jaxmeta.config import ConfigError, check_name
+from jaxmeta.cores import split_cpu
 from jaxmeta.devices import make_mesh
 from jaxmeta.feed import POOLS
+from jaxmeta.models import PRECISIONS
 from jaxmeta.processes import is_joined, join_processes
 
 PLANS = ("quick", "auto")
@@ -28,6 +28,8 @@ class Machine:
       plan: How a step is computed, in which chunks of tasks and what of the inner loop is kept: quick takes the first
         way that fits in memory; auto times the ways before the run, and takes the fastest that fits.
       memory_mib: MiB that a device may use; None: what is at hand.
+      precisions: Precisions that the plan may take in place of the run's own, where they are faster or fit: as tf32,
+        bfloat16. They change more than the last digits; none, if none is given.
       pool: Where the images are kept: on the device, or on the host, which reads them ahead of the device; auto: on the
         device if they fit into half of its free memory.
     """
@@ -39,6 +41,7 @@ class Machine:
     process_id: int | None = None
     plan: str = "quick"
     memory_mib: int | None = None
+    precisions: tuple[str, ...] = ()
     pool: str = "auto"
 
 
@@ -79,28 +82,10 @@ def open_mesh(machine: Machine, tasks: int, *, divide_cpu: bool = True) -> Mesh 
 def _check(machine: Machine) -> None:
     check_name("plan", machine.plan, PLANS)
     check_name("pool", machine.pool, POOLS)
+    for name in machine.precisions:
+        check_name("precision", name, PRECISIONS)
     if machine.memory_mib is not None and machine.memory_mib < 1:
         raise ConfigError(f"--memory-mib must be at least 1; given {machine.memory_mib}.")
-
-
-def split_cpu(most: int) -> None:
-    """Let each core of a CPU be a device with tasks of its own: XLA runs much of a step on one core only.
-
-    To be called before JAX has begun to work; later it is in vain, as where the number of devices was said in
-    the environment, by `JAX_NUM_CPU_DEVICES` or in `XLA_FLAGS`.
-
-    Args:
-      most: The devices wanted: no more, and not more than there are cores.
-
-    Example:
-      >>> split_cpu(1)
-    """
-    by_flag = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if by_flag or jax.config.values["jax_num_cpu_devices"] > 0:
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", max(1, min(most, cores)))
 
 
 def _join(machine: Machine) -> None:

@@ -23,10 +23,12 @@ class Candidate(NamedTuple):
     Attributes:
       metagrad: A key of `METAGRADS`; None for a learner that takes none.
       task_chunk: Tasks computed at once on a device.
+      precision: A key of `PRECISIONS`; None for that of the model.
     """
 
     metagrad: str | None
     task_chunk: int
+    precision: str | None = None
 
 
 class Measured(NamedTuple):
@@ -140,17 +142,19 @@ def fit_plan(
     *,
     budget: int | None,
     others: Sequence[str] = (),
+    precisions: Sequence[str] = (),
 ) -> Plan:
     """Take what is wanted if it fits in memory, else the next smaller that does.
 
     First the chunk is halved, or what comes nearest among its divisors, then the strategy changed for
-    one that keeps less.
+    one that keeps less, and last the precision, which alone changes more than the last digits.
 
     Args:
       measure: Compiles a candidate; need not run it. None for a strategy that cannot serve the run.
       wanted: What to begin with.
       budget: Bytes that a device may use; None for no limit.
       others: Strategies that may take the place of the wanted one.
+      precisions: Precisions that may.
 
     Returns:
       The `Plan`.
@@ -169,7 +173,9 @@ def fit_plan(
     while chunk > 1:
         chunk = max(size for size in divisors(chunk) if 2 * size <= chunk)
         queue.append(wanted._replace(task_chunk=chunk))
-    queue += [Candidate(metagrad, 1) for metagrad in others if metagrad != wanted.metagrad]
+    strategies = (wanted.metagrad, *(metagrad for metagrad in others if metagrad != wanted.metagrad))
+    queue += [wanted._replace(metagrad=metagrad, task_chunk=1) for metagrad in strategies[1:]]
+    queue += [Candidate(metagrad, 1, precision) for precision in precisions for metagrad in strategies]
     for candidate in queue:
         one = measure(candidate)
         if one is None:
@@ -180,6 +186,7 @@ def fit_plan(
     assert budget is not None
     least = min(tried, key=lambda one: one.num_bytes)
     strategy = f" --metagrad {least.candidate.metagrad}" if least.candidate.metagrad else ""
+    strategy += f" --precision {least.candidate.precision}" if least.candidate.precision in precisions else ""
     raise DoesNotFit(
         f"A step needs {mib(least.num_bytes)} on each device even with --task-chunk {least.candidate.task_chunk}"
         f"{strategy}, and {mib(budget)} may be used: {mib(least.num_bytes - budget)} too "
@@ -194,11 +201,13 @@ def fastest_plan(
     chunks: Sequence[int],
     budget: int | None,
     others: Sequence[str] = (),
+    precisions: Sequence[str] = (),
 ) -> Plan:
     """Search for the fastest candidate that fits, from what is wanted on.
 
     The chunk goes up and down among those given, about by half, while steps become faster; with
-    the best chunk the strategies are tried. What does not fit is not run.
+    the best chunk the strategies are tried, and with the best of these the precisions. What does not
+    fit is not run.
 
     Args:
       measure: Compiles a candidate, and runs it if it is within the budget. None for a strategy that cannot
@@ -207,6 +216,7 @@ def fastest_plan(
       chunks: What a chunk may be.
       budget: Bytes that a device may use; None for no limit.
       others: Strategies that may take the place of the wanted one.
+      precisions: Precisions that may.
 
     Returns:
       The `Plan`.
@@ -218,9 +228,9 @@ def fastest_plan(
       >>> def measure(candidate):
       ...     return Measured(candidate, 100 * candidate.task_chunk, 0.0, 1.0 / candidate.task_chunk)
       >>> fastest_plan(measure, Candidate("unrolled", 2), chunks=[1, 2, 4, 8], budget=500).chosen
-      Candidate(metagrad='unrolled', task_chunk=4)
+      Candidate(metagrad='unrolled', task_chunk=4, precision=None)
     """
-    tried = list(fit_plan(measure, wanted, budget=budget, others=others).tried)
+    tried = list(fit_plan(measure, wanted, budget=budget, others=others, precisions=precisions).tried)
     best = tried[-1]
 
     def better(candidate: Candidate) -> bool:
@@ -244,6 +254,8 @@ def fastest_plan(
             pass
     for metagrad in others:
         better(best.candidate._replace(metagrad=metagrad))
+    for precision in precisions:
+        better(best.candidate._replace(precision=precision))
     return Plan(best.candidate, tuple(tried), budget)
 
 
@@ -267,15 +279,16 @@ def plan_table(plan: Plan) -> str:
     Example:
       >>> one = Measured(Candidate("unrolled", 8), 3 * 2**20, 1.0, 0.5)
       >>> print(plan_table(Plan(one.candidate, (one,), None)).splitlines()[2])
-      | unrolled | 8 | 3 | 1.0 | 0.5000 | chosen |
+      | unrolled | 8 | - | 3 | 1.0 | 0.5000 | chosen |
     """
-    lines = ["| metagrad | task chunk | MiB a device | compile s | s a step | |", "| --- " * 6 + "|"]
+    lines = ["| metagrad | task chunk | precision | MiB a device | compile s | s a step | |", "| --- " * 7 + "|"]
     for one in plan.tried:
         step = "-" if one.step_seconds is None else f"{one.step_seconds:.4f}"
         too_large = plan.budget is not None and one.num_bytes > plan.budget
         verdict = "chosen" if one.candidate == plan.chosen else "does not fit" if too_large else "slower"
         numbers = f"{one.num_bytes / 2**20:.0f} | {one.compile_seconds:.1f} | {step}"
-        lines.append(f"| {one.candidate.metagrad or '-'} | {one.candidate.task_chunk} | {numbers} | {verdict} |")
+        way = " | ".join(str(value or "-") for value in one.candidate)
+        lines.append(f"| {way} | {numbers} | {verdict} |")
     limit = "what a device may use is not known" if plan.budget is None else f"a device may use {mib(plan.budget)}"
     how = "the fastest that fits" if any(one.step_seconds for one in plan.tried) else "the first that fits"
     return "\n".join([*lines, "", f"Chosen: {how}; {limit}."])

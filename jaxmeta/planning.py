@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from jaxmeta.bench.lowerings import describe, measure_lowerings
 from jaxmeta.config import Config, ConfigError
 from jaxmeta.dispatch import compile_steps
 from jaxmeta.folder import load_lowerings, lowerings_file, save_lowerings
+from jaxmeta.nn.processor import device_name
 from jaxmeta.plan import (
     SAME_GRADIENT,
     Candidate,
@@ -62,12 +63,13 @@ def plan_run(
     mesh: Mesh | None = None,
     search: bool = False,
     memory_mib: int | None = None,
+    precisions: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: None,
 ) -> Planned:
     """Compile a run's step, smaller until it fits in memory; or search for the fastest way that fits.
 
-    What is computed stays the same but for rounding: the chunk of tasks changes, and `unrolled` may
-    become another strategy that gives the same gradient.
+    What is computed stays the same but for rounding: the chunk of tasks changes, `unrolled` may
+    become another strategy that gives the same gradient, and the precision one of those allowed.
 
     Args:
       workspace: As the run was configured.
@@ -76,6 +78,7 @@ def plan_run(
       mesh: Devices that share the tasks.
       search: Time the candidates, rather than take the first that fits.
       memory_mib: MiB that a device may use; None for what is at hand.
+      precisions: Precisions that may take the place of the run's own.
       say: Told what is tried.
 
     Returns:
@@ -125,25 +128,27 @@ def plan_run(
         if search and (budget is None or num_bytes <= budget):
             seconds = _time_step(program, begin(), workspace, key, mesh)
         said = "" if seconds is None else f", {seconds:.4f} s a step"
-        chunk = f"{candidate.task_chunk} task{'' if candidate.task_chunk == 1 else 's'} at once"
+        way = [candidate.metagrad, f"{candidate.task_chunk} task{'' if candidate.task_chunk == 1 else 's'} at once"]
+        way.append(None if candidate.precision == wanted.precision else candidate.precision)
         say(
-            f"{f'{candidate.metagrad}, ' if candidate.metagrad else ''}{chunk}: compiled in {compile_seconds:.1f} s, "
+            f"{', '.join(filter(None, way))}: compiled in {compile_seconds:.1f} s, "
             f"{num_bytes / 2**20:.0f} MiB a device{said}"
         )
         return Measured(candidate, num_bytes, compile_seconds, seconds)
 
     # A learner that takes no strategy has no inner loop, or always the same one: others would be the same program.
     metagrad = config.metagrad if "metagrad" in options_of(ALGORITHMS[config.algorithm]) else None
-    wanted = Candidate(metagrad, config.task_chunk or 1)
+    wanted = Candidate(metagrad, config.task_chunk or 1, config.precision)
+    limits = {"budget": budget, "precisions": [name for name in precisions if name != config.precision]}
     others = SAME_GRADIENT if metagrad in SAME_GRADIENT and config.estimator == "exact" else ()
     try:
         if search:
             on_device = config.tasks if mesh is None else math.ceil(config.tasks / mesh.shape[devices.TASKS])
             # As many as are on a device are all of them; a chunk of more would be the same program.
             chunks = [size for size in divisors(config.tasks) if size <= on_device]
-            plan = fastest_plan(measure, wanted, chunks=chunks, budget=budget, others=others)
+            plan = fastest_plan(measure, wanted, chunks=chunks, others=others, **limits)
         else:
-            plan = fit_plan(measure, wanted, budget=budget, others=others)
+            plan = fit_plan(measure, wanted, others=others, **limits)
     except DoesNotFit as error:
         raise ConfigError(str(error)) from error
     return Planned(computed_by(plan.chosen), programs[plan.chosen], plan)
@@ -182,6 +187,7 @@ def show_plan(
     mesh: Mesh | None = None,
     search: bool = True,
     memory_mib: int | None = None,
+    precisions: Sequence[str] = (),
     lowerings: bool = False,
     pool: str = "auto",
     say: Callable[[str], None] = lambda text: None,
@@ -193,6 +199,7 @@ def show_plan(
       mesh: Devices that share the tasks.
       search: Time the candidates, rather than take the first that fits.
       memory_mib: MiB that a device may use; None for what is at hand.
+      precisions: Precisions that may take the place of the run's own.
       lowerings: Also measure how each convolution of the step is computed best, as configured and as
         planned, and keep that for all runs on this kind of device.
       pool: Where the images are kept: "device", "host", or "auto": on the device if they fit there.
@@ -207,13 +214,13 @@ def show_plan(
     workspace = open_workspace(config, mesh, find_lowering(), pool=pool, memory_mib=memory_mib)
     trace_step(workspace)
     key_init, key_train = jax.random.split(jax.random.key(config.seed))
-    limits = {"mesh": mesh, "search": search, "memory_mib": memory_mib, "say": say}
+    limits = {"mesh": mesh, "search": search, "memory_mib": memory_mib, "precisions": precisions, "say": say}
     planned = plan_run(workspace, partial(make_state, workspace, key_init), key_train, **limits)
     if not lowerings:
         return plan_table(planned.plan)
     cases = {**trace_step(workspace), **trace_step(planned.workspace), **trace_judgement(planned.workspace)}
     table, timings = measure_lowerings(cases, say=say)
-    path = lowerings_file(jax.devices()[0].device_kind)
+    path = lowerings_file(device_name())
     earlier = load_lowerings(path)
     processes.on_first(lambda: save_lowerings(path, table if earlier is None else table.extended(earlier)))
     return "\n".join([plan_table(planned.plan), "", *map(describe, timings), "", f"Written: {path}"])

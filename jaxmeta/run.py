@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def train_run(
     mesh: Mesh | None = None,
     search: bool = False,
     memory_mib: int | None = None,
+    precisions: Sequence[str] = (),
     pool: str = "auto",
 ) -> dict[str, Any]:
     """Train into a folder, or go on where a run there stopped; then judge the best checkpoint.
@@ -64,6 +66,7 @@ def train_run(
       mesh: Devices to divide the tasks among, of all processes that call this; None for one.
       search: Time the ways of computing a step first and take the fastest; a resumed run keeps its own.
       memory_mib: MiB that a device may use, at the price of smaller chunks of tasks; None for what is at hand.
+      precisions: Those that may take the place of the run's own, where they are faster or fit; not on resuming.
       pool: Where the images are kept: "device", "host", or "auto": on the device if they fit there.
 
     Returns:
@@ -105,6 +108,7 @@ def train_run(
                 raise KeyboardInterrupt
 
         how = {"mesh": mesh, "search": search, "memory_mib": memory_mib, "say": say}
+        how["precisions"] = () if resume else precisions
         workspace, program, plan = plan_run(workspace, begin, key_train, **how)
         processes.on_first(partial(_keep, out, workspace, plan))
         try:

@@ -32,6 +32,7 @@ from jaxmeta.folder import load_lowerings, lowerings_file, read_rows, save_lower
 from jaxmeta.judged_tasks import evaluation_key
 from jaxmeta.nn import Case, LoweringTable, contractions_in, lowerings_used
 from jaxmeta.nn.lowering_table import this_platform
+from jaxmeta.nn.processor import device_name
 from jaxmeta.parts import Parts, build, check_pairs, load_dataset, named_algorithm, norm_in_use
 from jaxmeta.plan import choose_task_chunk
 from jaxmeta.train import init_train_state
@@ -214,7 +215,7 @@ def find_lowering(out: Path | None = None) -> str | LoweringTable:
     Raises:
       ConfigError: if the file is damaged.
     """
-    path = lowerings_file(jax.devices()[0].device_kind) if out is None else out / LOWERINGS_NAME
+    path = lowerings_file(device_name()) if out is None else out / LOWERINGS_NAME
 
     def read() -> str:
         table = load_lowerings(path)
@@ -226,7 +227,7 @@ def find_lowering(out: Path | None = None) -> str | LoweringTable:
 
 def keep_lowerings(out: Path, cases: Iterable[Case], lowering: str | LoweringTable) -> None:
     """Write into a run's folder which way each of its contractions takes, beside those that it took before."""
-    used = lowerings_used(cases, this_platform(), lowering, device_kind=jax.devices()[0].device_kind)
+    used = lowerings_used(cases, this_platform(), lowering, device_kind=device_name())
     if used.rows:
         earlier = load_lowerings(out / LOWERINGS_NAME)
         save_lowerings(out / LOWERINGS_NAME, used if earlier is None else earlier.extended(used))

@@ -29,6 +29,7 @@ ROOMS = [
     "checkpoint",
     "processes",
     "devices",
+    "cores",
     # What a pool on the host feeds, and the program that is fed.
     "feed",
     "dispatch",

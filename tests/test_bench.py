@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from conftest import load_experiment
 from jaxmeta.bench import LOADS, count_flops, tiny
 from jaxmeta.bench.loads import draw_episodes, draw_weights
 from jaxmeta.bench.measure import measure
+from jaxmeta.bench.process import measure_in_own_process
 from jaxmeta.bench.table import COLUMNS, markdown_table
 from jaxmeta.cli import main
 
@@ -65,6 +67,15 @@ def test_tiny_loads_are_measured_and_shown(names):
     assert all(line.count("|") == len(COLUMNS) + 1 for line in lines[: len(rows) + 2])
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a single core is a single device")
+def test_the_devices_that_share_the_tasks():
+    """Of a curve over devices: as many as were asked for, each with its part of the tasks."""
+    rows = [measure_in_own_process(load="C", rounds=1, devices=devices, quick=True) for devices in (1, 2)]
+    assert [row.get("devices") for row in rows] == [1, 2], rows
+    assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=1e-5)
+
+
 def test_tiny_keeps_what_a_load_is():
     for load in LOADS.values():
         small = tiny(load)
@@ -96,6 +107,24 @@ def test_what_cannot_be_is_refused(arguments, message, capsys):
     assert main(["bench", *arguments]) == 2
     out, errors = capsys.readouterr()
     assert message in errors and not out
+
+
+def test_a_card_s_machine_needs_no_more_than_jax_flax_optax_and_chex():
+    """What `benchmarks/gpu.py` runs there: our side beside the peers, and a load by itself."""
+    blocked = "'tyro', 'tensorflow_datasets', 'tensorflow', 'orbax', 'matplotlib', 'PIL', 'platformdirs', 'tqdm'"
+    request = json.dumps({"load": "A1", "rounds": 1, "quick": True})
+    code = f"""
+        import runpy, sys
+        sys.modules.update(dict.fromkeys([{blocked}]))
+        sys.path[:0] = {[str(REPO / "benchmarks" / "peers")]}
+        import ours
+        sys.argv = ["jaxmeta.bench", {request!r}]
+        runpy.run_module("jaxmeta.bench", run_name="__main__")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["load"] == "A1"
 
 
 def test_an_interruption_ends_the_measuring_process():

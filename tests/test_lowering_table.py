@@ -6,18 +6,20 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxmeta import LoweringTable, conv4, make_mesh, resnet12, run, workspace
+from jaxmeta import Batch, Episode, LoweringTable, conv4, make_mesh, maml, resnet12, run, workspace
 from jaxmeta.bench.lowerings import measure_lowerings
 from jaxmeta.cli import main
 from jaxmeta.config import Config
 from jaxmeta.devices import on_each_device
 from jaxmeta.folder import load_lowerings, save_lowerings
 from jaxmeta.nn import LOWERINGS, Case, contractions_in, conv2d, lowerings, lowerings_used
-from jaxmeta.nn.lowering_table import covering, this_platform
+from jaxmeta.nn.lowering_table import covering, lowering_of, this_platform
 from jaxmeta.nn.lowerings import Geometry
+from jaxmeta.nn.processor import device_name
 
 GEOMETRY = Geometry((6, 6), (3, 3), padding=((1, 1), (1, 1)))
 INPUTS, KERNEL = jnp.ones([4, 6, 6, 2]), jnp.ones([3, 3, 2, 3])
@@ -87,6 +89,35 @@ def test_derivatives_under_a_table_equal_those_by_xla(x64):
     table = LoweringTable("cpu", tuple(("cpu", case, covering(case, "cpu")[-1]) for case in cases))
     ours, theirs = (jax.jit(partial(second, lowering))(kernels) for lowering in (table, "xla"))
     np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_the_gradient_of_maml_is_the_same_by_either_rule(monkeypatch):
+    """Of second order, tasks at once and one after another, with all digits of float32."""
+    learner = maml(conv4(3, filters=32), inner_optimizer=optax.sgd(0.1), num_steps=2)
+    keys = jax.random.split(jax.random.key(0), 3)
+    images, targets = jax.random.normal(keys[0], [4, 2, 6, 16, 16, 1]), jnp.tile(jnp.arange(3), [4, 2, 2])
+    tasks = Episode(*(Batch(images[:, part], targets[:, part], jnp.ones([4, 6])) for part in range(2)))
+    theta, state = learner.init(keys[1], images[0, 0])
+    task_keys = jax.random.split(keys[2], 4)
+
+    def gradient(chunk, theta):
+        def of_task(theta, task):
+            return jax.grad(lambda theta: learner.loss(theta, state, *task, jnp.int32(0))[0])(theta)
+
+        return jax.lax.map(partial(of_task, theta), (tasks, task_keys), batch_size=chunk)
+
+    gradients, ways = [], []
+    for wide in (False, True):
+        monkeypatch.setattr(lowerings, "has_wide_vectors", lambda wide=wide: wide)
+        with jax.default_matmul_precision("highest"):
+            for chunk in (1, 4):
+                gradients.append(jax.jit(partial(gradient, chunk))(theta))
+            cases = contractions_in(partial(gradient, 1), theta)
+        ways.append({lowering_of(case, "cpu") for case in cases})
+    assert "canonical" not in ways[0] and ways[1] == {"canonical"}
+    one, *others = (jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) for tree in gradients)
+    for other in others:
+        assert jnp.linalg.norm(other - one) < 1e-5 * jnp.linalg.norm(one)
 
 
 def test_contractions_are_found_wherever_they_are():
@@ -208,7 +239,7 @@ def test_a_run_keeps_its_lowerings(tmp_path, monkeypatch, capsys):
     save_lowerings(cache, table_with("xla_in_turn", *step))
     run.train_run(config, out)
     kept = load_lowerings(out / "lowerings.json")
-    assert kept is not None and kept.device_kind == "cpu"
+    assert kept is not None and kept.device_kind == device_name()
     # The step by the table, and what only the evaluation has by the rule.
     assert {case: name for _, case, name in kept.rows if case in step} == dict.fromkeys(step, "xla_in_turn")
     judgement = workspace.trace_judgement(by_rule)

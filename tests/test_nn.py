@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmeta.nn import LOWERINGS, BatchNorm, Conv, batch_statistics, conv2d, lowerings, max_pool_2x2
+from jaxmeta.folder import lowerings_file
+from jaxmeta.nn import LOWERINGS, BatchNorm, Conv, batch_statistics, conv2d, lowerings, max_pool_2x2, processor
 from jaxmeta.nn.lowerings import choose_lowering
 
 GEOMETRY = lowerings.Geometry((6, 6), (3, 3), padding=((1, 1), (1, 1)))
@@ -130,6 +131,29 @@ def test_derivatives_equal_xla_to_third_order_under_vmap(x64, stride, lowering):
     ours = third_order(lambda x, k: conv2d(x, k, strides, lowering=lowering), inputs, kernels, direction)
     theirs = third_order(lambda x, k: reference(x, k, strides, "SAME"), inputs, kernels, direction)
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert relative_error(one, other) < 1e-10
+
+
+@pytest.mark.parametrize(
+    "lowering, groups, stride",
+    [("xla", 2, 1), ("xla_in_turn", 2, 2), ("auto", 2, 1), ("xla", 4, 2), ("shifts", 4, 1), ("shifts", 4, 2)],
+)
+def test_groups_equal_xla_to_third_order_under_vmap(x64, lowering, groups, stride):
+    """Of two channels each, and depthwise, with two features for every channel of a group."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    inputs = jax.random.normal(keys[0], [2, 3, 5, 6, 4])
+    kernels = jax.random.normal(keys[1], [2, 3, 3, 4 // groups, 8])
+    direction = (jax.random.normal(keys[2], inputs.shape), jax.random.normal(keys[3], kernels.shape))
+    strides = (stride, stride)
+
+    def ours(inputs, kernel):
+        return conv2d(inputs, kernel, strides, groups=groups, lowering=lowering)
+
+    def theirs(inputs, kernel):
+        return reference(inputs, kernel, strides, "SAME", groups=groups)
+
+    both = (third_order(conv, inputs, kernels, direction) for conv in (ours, theirs))
+    for one, other in zip(*map(jax.tree.leaves, both), strict=True):
         assert relative_error(one, other) < 1e-10
 
 
@@ -386,11 +410,23 @@ def test_the_rule_asks_the_processor(flags, wide, monkeypatch):
         return f"flags : {flags}"
 
     monkeypatch.setattr(Path, "read_text", read_text)
-    assert lowerings.has_wide_vectors.__wrapped__() is wide
+    assert processor.has_wide_vectors.__wrapped__() is wide
     monkeypatch.setattr(lowerings, "has_wide_vectors", lambda: wide)
     assert choose_lowering("cpu", GEOMETRY, 64, 64, True) == ("canonical" if wide else "winograd")
     assert choose_lowering("cpu", GEOMETRY, 64, 64, True, dtype="float64") == "winograd"
     assert choose_lowering("cuda", GEOMETRY, 64, 64, True) == "patches"
+
+
+def test_processors_have_tables_of_their_own(monkeypatch):
+    """JAX calls all of them "cpu"."""
+    monkeypatch.setattr(processor, "processor_name", processor.processor_name.__wrapped__)
+    monkeypatch.setattr(processor, "has_wide_vectors", processor.has_wide_vectors.__wrapped__)
+    names = []
+    for text in ("model name\t: AMD EPYC\nflags\t: avx2", "model name\t: AMD EPYC\nflags\t: avx512f", "flags\t: fma"):
+        monkeypatch.setattr(processor, "_cpuinfo", lambda text=text: text)
+        names.append(lowerings_file(processor.device_name()).name)
+    assert names[:2] == ["lowerings-cpu-amd-epyc.json", "lowerings-cpu-amd-epyc-512-bits.json"]
+    assert names[2] not in ("lowerings-cpu.json", *names[:2])
 
 
 def test_the_rule_on_a_cpu():

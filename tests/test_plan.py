@@ -43,6 +43,7 @@ LARGE += "--outer-schedule constant --eval-episodes 8 --validation-episodes 4 --
 def measured(candidate, seconds=None):
     """A step whose memory grows with the chunk, and is halved by every strategy that keeps less."""
     num_bytes = 1000 * candidate.task_chunk >> SAME_GRADIENT.index(candidate.metagrad)
+    num_bytes >>= candidate.precision == "bfloat16"
     return Measured(candidate, num_bytes, 0.0, seconds)
 
 
@@ -80,6 +81,30 @@ def test_what_cannot_fit_says_by_how_much_and_what_would():
 
     with pytest.raises(DoesNotFit, match="needs 125 MiB .* --metagrad remat_group, and 100 MiB may be used: 25 MiB"):
         fit_plan(large, Candidate("unrolled", 4), budget=100 * 2**20, others=SAME_GRADIENT)
+
+
+def test_a_precision_is_changed_last_and_only_if_allowed():
+    wanted = Candidate("unrolled", 4, "float32")
+    with pytest.raises(DoesNotFit, match="--metagrad remat_group, and"):
+        fit_plan(measured, wanted, budget=70, others=SAME_GRADIENT)
+    plan = fit_plan(measured, wanted, budget=70, others=SAME_GRADIENT, precisions=["bfloat16"])
+    assert plan.chosen == Candidate("remat_group", 1, "bfloat16")
+    assert [one.candidate.precision for one in plan.tried] == ["float32"] * 6 + ["bfloat16"] * 4
+    assert "| remat_group | 1 | bfloat16 | 0 | 0.0 | - | chosen |" in plan_table(plan)
+    with pytest.raises(DoesNotFit, match="--metagrad remat_group --precision bfloat16, and"):
+        fit_plan(measured, wanted, budget=60, others=SAME_GRADIENT, precisions=["bfloat16"])
+
+
+@pytest.mark.parametrize("speed, chosen", [(2.0, "bfloat16"), (0.5, "float32")])
+def test_a_precision_is_taken_where_it_is_faster(speed, chosen):
+    def measure(candidate):
+        return measured(candidate, (speed if candidate.precision == "float32" else 1.0) / candidate.task_chunk)
+
+    plan = fastest_plan(
+        measure, Candidate("unrolled", 1, "float32"), chunks=[1, 2], budget=None, precisions=["bfloat16"]
+    )
+    assert plan.chosen == Candidate("unrolled", 2, chosen)
+    assert sum(one.candidate.precision == "bfloat16" for one in plan.tried) == 1
 
 
 @settings(deadline=None)
@@ -186,6 +211,23 @@ def test_a_run_with_less_memory_takes_smaller_chunks(tmp_path, capsys):
     assert one == pytest.approx(other, rel=1e-4)
 
 
+def test_a_run_takes_a_precision_where_nothing_else_fits(tmp_path, monkeypatch):
+    """The memory of the programs is made up: a CPU computes bfloat16 in float32, and saves none."""
+    sizes = iter([3 * 2**20, 2**20])
+    monkeypatch.setattr("jaxmeta.planning.program_bytes", lambda program: next(sizes))
+    out, wanted = tmp_path / "run", ["--task-chunk", "1", "--metagrad", "first_order", "--memory-mib", "2"]
+    precisions = ["--precisions", "float32", "bfloat16"]
+    assert main(["train", *LARGE, *wanted, *precisions, "--out", str(out)]) == 0
+    assert stored(out)["precision"] == "bfloat16" and next(sizes, None) is None
+    table = (out / "plan.md").read_text()
+    assert "| first_order | 1 | float32 | 3 |" in table and "| first_order | 1 | bfloat16 | 1 |" in table
+    # A run that goes on stays as it is, whatever is allowed.
+    monkeypatch.setattr("jaxmeta.planning.program_bytes", lambda program: 3 * 2**20)
+    again = ["--precisions", "float32", "--memory-mib", "2", "--steps", "6"]
+    assert main(["train", "--resume", "--out", str(out), *again]) == 2
+    assert stored(out)["precision"] == "bfloat16"
+
+
 def test_a_budget_that_cannot_be_met_leaves_nothing(tmp_path, capsys):
     out = tmp_path / "none"
     assert (
@@ -214,6 +256,8 @@ def test_a_plan_that_is_searched_for_is_kept_and_resumed(tmp_path, capsys):
     [
         (["--plan", "atuo"], "Unknown plan 'atuo'. Did you mean 'auto'?"),
         (["--memory-mib", "0"], "--memory-mib must be at least 1"),
+        (["--precisions", "bfloat61"], "Unknown precision 'bfloat61'. Did you mean 'bfloat16'?"),
+        (["--precisions", "bfloat16", "--seeds", "2"], "--precisions are for a single run"),
         (["--plan", "auto", "--seeds", "2"], "are for a single run"),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 from jaxmeta import LoweringTable
 from jaxmeta.cli import main
 from jaxmeta.folder import lowerings_file, save_lowerings
+from jaxmeta.nn.processor import device_name
 
 # Five tasks for two processes: one is padding.
 OPTIONS = ["--dataset", "sinusoid", "--tasks", "5", "--log-every", "5", "--checkpoint-every", "5"]
@@ -51,7 +52,7 @@ def arrays(run, step):
 def test_two_processes_leave_the_checkpoint_of_one(tmp_path, capsys, monkeypatch):
     """Stopped and resumed on the way, which a single process is not; the first reads a table of lowerings for both."""
     monkeypatch.setenv("JAXMETA_CACHE", str(tmp_path / "cache"))
-    save_lowerings(lowerings_file("cpu"), LoweringTable("cpu"))
+    save_lowerings(lowerings_file(device_name()), LoweringTable("cpu"))
     two, one = tmp_path / "two", tmp_path / "one"
     for arguments in (["train", *OPTIONS, "--steps", "5"], ["train", "--resume", "--steps", "10"]):
         (code, out, err), (other_code, other_out, other_err) = together(*arguments, "--out", two)

@@ -10,7 +10,7 @@ from jaxmeta import Batch, Episode
 from jaxmeta.bench import Load
 from jaxmeta.bench.loads import worth_dividing
 from jaxmeta.bench.measure import prepare
-from jaxmeta.machine import split_cpu
+from jaxmeta.cores import split_cpu
 
 
 def make(problem, options):

@@ -7,7 +7,7 @@ import jax
 
 from jaxmeta.bench.loads import LOADS, tiny, worth_dividing
 from jaxmeta.bench.measure import measure
-from jaxmeta.machine import split_cpu
+from jaxmeta.cores import split_cpu
 from jaxmeta.models import PRECISIONS
 
 request = json.loads(sys.argv[1])
@@ -20,6 +20,8 @@ load = LOADS[request["load"]]
 load = tiny(load) if request.get("quick") else load
 # A curve is made by changing one field of a load at a time (`benchmarks/scaling.py`).
 load = load._replace(**request.get("changes", {}))
+devices = request.get("devices")
 if worth_dividing(load):
-    split_cpu(load.tasks)
-print(json.dumps(measure(load, rounds=request["rounds"], task_chunk=request.get("task_chunk"), precision=precision)))
+    split_cpu(load.tasks if devices is None else devices)
+how = {"task_chunk": request.get("task_chunk"), "precision": precision, "devices": devices}
+print(json.dumps(measure(load, rounds=request["rounds"], **how)))

@@ -10,6 +10,7 @@ import jax
 from jaxmeta.bench.table import duration
 from jaxmeta.nn.contraction import Static, contract
 from jaxmeta.nn.lowering_table import Case, LoweringTable, covering, this_platform
+from jaxmeta.nn.processor import device_name
 
 # Seconds that a round of one way should take, and the most calls in it.
 ROUND_SECONDS, ROUND_CALLS = 0.05, 100
@@ -71,7 +72,7 @@ def measure_lowerings(
         if say is not None:
             say(f"{number} of {len(cases)}: {describe(timings[-1])}")
     rows = tuple((platform, timing.case, timing.chosen) for timing in timings)
-    return LoweringTable(jax.devices()[0].device_kind, rows), timings
+    return LoweringTable(device_name(), rows), timings
 
 
 def describe(timing: Timing) -> str:

@@ -34,7 +34,7 @@ class Prepared(NamedTuple):
       params: `() -> meta-parameters` now.
       task_chunk: Tasks computed at once.
       compile_seconds: Tracing, lowering and compilation.
-      temp_bytes: What XLA sets aside beside arguments and results.
+      temp_bytes: What XLA sets aside on each device beside arguments and results.
     """
 
     step: Callable[[], float]
@@ -52,6 +52,7 @@ def prepare(
     task_chunk: int | None = None,
     optimizer: optax.GradientTransformation | None = None,
     precision: str = "float32",
+    devices: int | None = None,
 ) -> Prepared:
     """Compile the meta-step of a load as a user of the library writes it.
 
@@ -62,6 +63,7 @@ def prepare(
       task_chunk: Tasks computed at once; what `plan` chooses if None.
       optimizer: The outer optimiser; Adam if None.
       precision: How exactly the network computes, a key of `PRECISIONS`.
+      devices: How many share the tasks at most; all there are if None, as `jaxmeta train` has it.
 
     Returns:
       The `Prepared` step; its state is donated from step to step.
@@ -78,8 +80,8 @@ def prepare(
     # Copies: the state is donated, and the caller may want its weights again.
     weights, episodes = jax.tree.map(jnp.array, (weights, episodes))
     train_state = TrainState(jnp.int32(0), weights, state, optimizer.init(weights), ())
-    # All the devices there are, as `jaxmeta train` has it.
-    devices = min(len(jax.devices()), load.tasks)
+    at_hand = len(jax.devices())
+    devices = min(at_hand if devices is None else devices, at_hand, load.tasks)
     mesh = make_mesh(devices) if devices > 1 else None
     if mesh is not None:
         # A number of tasks that cannot be divided evenly lies whole on every device, and is padded in the step.
@@ -101,7 +103,14 @@ def prepare(
     return Prepared(step, lambda: train_state.meta_params, task_chunk, compile_seconds, temp_bytes)
 
 
-def measure(load: Load, *, rounds: int, task_chunk: int | None = None, precision: str = "float32") -> dict[str, Any]:
+def measure(
+    load: Load,
+    *,
+    rounds: int,
+    task_chunk: int | None = None,
+    precision: str = "float32",
+    devices: int | None = None,
+) -> dict[str, Any]:
     """Measure a load in this process, which should have done nothing else.
 
     Args:
@@ -109,12 +118,14 @@ def measure(load: Load, *, rounds: int, task_chunk: int | None = None, precision
       rounds: Stretches of a second or so, of a step at least; each gives one figure.
       task_chunk: Tasks computed at once; what `plan` chooses if None.
       precision: How exactly the network computes, a key of `PRECISIONS`.
+      devices: How many share the tasks at most; all there are if None.
 
     Returns:
       Plain values by name: a row of the table.
     """
     before = resident_bytes("VmRSS")
-    prepared = prepare(load, draw_weights(load), draw_episodes(load), task_chunk=task_chunk, precision=precision)
+    how = {"task_chunk": task_chunk, "precision": precision, "devices": devices}
+    prepared = prepare(load, draw_weights(load), draw_episodes(load), **how)
     # The first step warms up; the second tells how many fit into a round.
     loss = prepared.step()
     steps = steps_of_round(timed(prepared.step, 1))

@@ -11,7 +11,7 @@ COLUMNS = (
     "GFLOP/s",
     "of matmul",
     "compile s",
-    "XLA temp MiB",
+    "XLA temp MiB a device",
     "peak host MiB",
     "peak device MiB",
     "tasks at once",

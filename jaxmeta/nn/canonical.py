@@ -7,9 +7,6 @@ loop over tasks. Here they are brought into that layout first. The barriers keep
 into the convolution again.
 """
 
-import functools
-from pathlib import Path
-
 import jax
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -37,12 +34,3 @@ def canonical_kernel(inputs, output, window, strides, padding, dilation, precisi
     ]
     images, filters = _keep((inputs.transpose(3, 1, 2, 0), output.transpose(1, 2, 0, 3)))
     return _keep(canonical_output(images, filters, dilation, reached, strides, precision)).transpose(1, 2, 0, 3)
-
-
-@functools.cache
-def has_wide_vectors() -> bool:
-    """Tell whether this processor has products of 512 bits (AVX-512); where the system does not say, it has not."""
-    try:
-        return "avx512f" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False

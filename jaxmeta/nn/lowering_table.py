@@ -60,7 +60,7 @@ class LoweringTable:
     """Which lowering was fastest, for every case that was measured.
 
     Attributes:
-      device_kind: What it was measured on, as JAX names it.
+      device_kind: What it was measured on, from `device_name`.
       rows: `(platform, case, name of the lowering)`, no case twice; platforms as for `choose_lowering`.
 
     Example:

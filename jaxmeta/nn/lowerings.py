@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.nn.blocks import in_blocks
-from jaxmeta.nn.canonical import DIMENSIONS, canonical_kernel, canonical_output, has_wide_vectors
+from jaxmeta.nn.canonical import DIMENSIONS, canonical_kernel, canonical_output
+from jaxmeta.nn.processor import has_wide_vectors
 from jaxmeta.nn.winograd import winograd_kernel, winograd_output
 
 ROLES = ("input", "kernel", "output")
