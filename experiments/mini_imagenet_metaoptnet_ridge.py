@@ -6,7 +6,8 @@ Command   python experiments/mini_imagenet_metaoptnet_ridge.py 5w1s --data-dir D
 Expected  61.41 +- 0.61, 77.88 +- 0.46 %; others' runs with conv4: 53.23, 69.51
 Setting   ResNet-12, statistics of training; training images cropped, mirrored and changed in colour; 60,000 outer steps
           of 8 tasks with 6 queries a class, Adam 1e-3 with a cosine (the authors: SGD with momentum, steps of the
-          rate, 15 shots in training whatever the test has).
+          rate, 15 shots in training whatever the test has; their ResNet-12 has DropBlock, and its maps go to the head
+          unpooled, where ours are averaged to 640 features).
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 

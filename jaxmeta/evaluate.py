@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -135,7 +136,9 @@ def _judged_tasks(learner: MetaLearner, criterion: Criterion, num_steps: int | N
     def judge(meta_params, state, episode, key):
         key_adapt, key_predict = jax.random.split(key)
         adapted = learner.adapt(meta_params, state, episode.support, key_adapt, num_steps=num_steps)
-        outputs = learner.predict(adapted, episode.query, key_predict)
+        # Who is judged does not see the labels.
+        unlabelled = episode.query._replace(targets=jnp.zeros_like(episode.query.targets))
+        outputs = learner.predict(adapted, unlabelled, key_predict)
         targets, weights = episode.query.targets, episode.query.weights
         metrics = {name: metric(outputs, targets, weights) for name, metric in criterion.metrics.items()}
         return metrics, Predicted(outputs, targets, weights)

@@ -92,7 +92,14 @@ def test_a_result_below_its_paper_is_recorded_with_the_reason_only(tmp_path, mon
     monkeypatch.setattr(sys, "argv", ["make_tables.py"])
     monkeypatch.setattr(tables, "PAGES", ())
     assert tables.main() == 1
-    assert f"Below their papers without a reason: {tmp_path.name}\n" in capsys.readouterr().err
+    assert f"2 points below MAML, without a reason: {tmp_path.name}\n" in capsys.readouterr().err
+    # Nor one under MAML's budget that is far below it, and has no paper.
+    maml = {**rows[0], "budget_minutes": 15.0, "why": "100 steps"}
+    for accuracy, code in ((maml["accuracy"] - 0.03, 1), (maml["accuracy"] - 0.01, 0)):
+        slow = {**maml, "algorithm": "slow", "run": "slow", "paper": None, "why": None, "accuracy": accuracy}
+        (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (maml, slow)))
+        assert tables.main() == code
+        assert ("reason: slow\n" in capsys.readouterr().err) == bool(code)
     (tmp_path / "roc.json").write_text(json.dumps({"verification_accuracy": 0.9}))
     with pytest.raises(SystemExit, match="it is not for this table"):
         tables.add(tmp_path, "roc.json", **noted, paper=None)

@@ -34,6 +34,16 @@ def test_refuses_no_tasks():
         estimate([])
 
 
+def test_who_is_judged_sees_no_labels(source):
+    """A learner that gives back the labels that it is handed is right by chance."""
+    learner = maml(flat_model(), inner_optimizer=optax.sgd(0.1))
+    cheat = learner._replace(predict=lambda adapted, batch, key: jax.nn.one_hot(batch.targets, 3))
+    meta_params, state = learner.init(jax.random.key(0), jnp.ones([2, 16, 16, 1]))
+    options = {"criterion": CRITERIA["classification"], "num_tasks": 4}
+    result = evaluate(cheat, meta_params, state, source, jax.random.key(1), **options)
+    np.testing.assert_allclose(result.metrics["accuracy"].mean, 1 / 3, rtol=1e-6)
+
+
 def test_same_tasks_whatever_the_chunk(source):
     learner, criterion = maml(flat_model(), inner_optimizer=optax.sgd(0.1)), CRITERIA["classification"]
     meta_params, state = learner.init(jax.random.key(0), jnp.ones([2, 16, 16, 1]))

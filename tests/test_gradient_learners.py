@@ -266,6 +266,27 @@ def test_meta_curvature_turns_each_axis(x64):
     np.testing.assert_allclose(adapted.params["body"], expected, rtol=1e-10)
 
 
+def test_meta_curvature_turns_the_positions_of_a_kernel(x64):
+    """A kernel `[height, width, inputs, outputs]`: the positions are one axis, in reading order."""
+    rng = np.random.default_rng(0)
+    start, gradient = rng.normal(size=[3, 2, 4, 5]), rng.normal(size=[3, 2, 4, 5])
+    # A loss that is linear in the kernel has the gradient that is wanted; the inputs count for nothing.
+    model = from_function(
+        lambda key, inputs: jnp.asarray(start),
+        lambda kernel, inputs: jnp.full([len(inputs), 1], jnp.vdot(kernel, gradient)),
+    )
+    criterion = CRITERIA["regression"]._replace(loss=lambda outputs, targets, weights: outputs.mean())
+    learner = meta_curvature(model, inner_lr=0.1, criterion=criterion)
+    theta, state = learner.init(KEY, jnp.ones([2, 1]))
+    (name,) = theta["curvature"]
+    matrices = [rng.normal(size=[size, size]) for size in (6, 4, 5)]
+    assert [matrix.shape for matrix in theta["curvature"][name]] == [matrix.shape for matrix in matrices]
+    theta["curvature"][name] = [jnp.asarray(matrix) for matrix in matrices]
+    adapted = learner.adapt(theta, state, example_batch(jnp.ones([2, 1]), jnp.ones([2, 1])), KEY)
+    turned = np.einsum("pq,ij,ok,qjk->pio", *matrices, gradient.reshape(6, 4, 5)).reshape(start.shape)
+    np.testing.assert_allclose(adapted.params["body"], start - 0.1 * turned, rtol=1e-10)
+
+
 def test_meta_curvature_begins_as_maml(source):
     support = tiny_task(source).support
     learner, plain = meta_curvature(tiny_model(), inner_lr=0.1), maml(tiny_model(), inner_optimizer=optax.sgd(0.1))

@@ -120,6 +120,32 @@ def test_svm_in_float32_over_tasks(x64):
     assert (error < 5e-3).all(), error
 
 
+def test_outputs_of_r2d2_and_of_ridge_by_hand(x64):
+    """`a [x, 1] W + b`, and `scale x W`, with numbers that no head begins with."""
+    rng = np.random.default_rng(3)
+    x, classes, queries = rng.normal(size=(6, 4)), np.arange(6) % 3, rng.normal(size=(5, 4))
+    support, query = (example_batch(jnp.asarray(one), jnp.zeros(len(one), jnp.int32)) for one in (x, queries))
+    support = support._replace(targets=jnp.asarray(classes))
+    one_hot, ones = np.eye(3)[classes], np.ones((6, 1))
+    extended = np.concatenate([x, ones], 1)
+    wide = np.linalg.solve(extended.T @ extended + 0.7 * np.eye(5), extended.T @ one_hot)
+    plain = np.linalg.solve(x.T @ x + 5.0 * np.eye(4), x.T @ one_hot)
+    cases = [
+        (
+            r2d2(identity(), ways=3),
+            {"log_lambda": np.log(0.7), "scale": 3.0, "bias": -0.4},
+            3.0 * (np.concatenate([queries, ones[:5]], 1) @ wide) - 0.4,
+        ),
+        (metaoptnet_ridge(identity(), ways=3, regularization=5.0), {"scale": 2.5}, 2.5 * (queries @ plain)),
+    ]
+    for learner, head, expected in cases:
+        params, state = learner.init(jax.random.key(0), support.inputs)
+        assert jax.tree.leaves(params) and set(params["head"]) == set(head)
+        params = {**params, "head": jax.tree.map(jnp.asarray, head)}
+        adapted = learner.adapt(params, state, support, jax.random.key(0))
+        np.testing.assert_allclose(learner.predict(adapted, query, jax.random.key(0)), expected, rtol=1e-9)
+
+
 # Four ways, of which the tasks below have three.
 CLASSIFIERS = {
     "protonet": lambda: protonet(identity(), ways=4),

@@ -1,4 +1,4 @@
-"""Does a prediction depend on the other query images? What tells a transductive learner from an inductive one."""
+"""Does a prediction depend on the other query images, or on any label? What tells a transductive learner."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ class Leak(NamedTuple):
     """What `leak_test` found.
 
     Attributes:
-      transductive: Whether the outputs for one query image depend on the others.
+      transductive: Whether the outputs for one query image depend on the others, or on the labels.
       change: The largest change of its outputs, relative to their scale; not a number where the outputs are
         none, of which nothing can be said.
     """
@@ -34,14 +34,14 @@ def leak_test(
     num_steps: int | None = None,
     tolerance: float = TOLERANCE,
 ) -> Leak:
-    """Test whether the outputs for one query image change with the others.
+    """Test whether the outputs for one query image change with the others, or with the labels.
 
         change = max |outputs(x | other queries) - outputs(x | other queries, changed)| / max |outputs|
 
     Adapt once, then predict the image in the middle of the query set while the other images are put into
     another order, the image itself into another place, the others replaced by noise, given no weight, or
-    left out. A learner that is normalised by its query set, or standardises its outputs over it, is told
-    by what it does: not by an option of its factory.
+    left out, and while all labels are others. A learner that is normalised by its query set, standardises
+    its outputs over it, or reads a label, is told by what it does: not by an option of its factory.
 
     Args:
       learner: The algorithm; nothing of it is trusted.
@@ -104,6 +104,7 @@ def _variants(query: Batch, places, kept, key) -> list[tuple[Batch, jax.Array]]:
     """Give the query set and its changed forms, each with the place of the image that is kept."""
     count = len(places)
     is_kept = places == kept
+    others = jnp.flip(query.targets, 0) + jnp.ones((), query.targets.dtype)
     # The others in reverse order, around it.
     rank = count - 2 - (places - (places > kept))
     permuted = jnp.where(is_kept, kept, rank + (rank >= kept))
@@ -117,6 +118,7 @@ def _variants(query: Batch, places, kept, key) -> list[tuple[Batch, jax.Array]]:
         (jax.tree.map(lambda leaf: leaf[::-1], query), count - 1 - kept),
         (query._replace(inputs=jnp.where(of_kept, query.inputs, noise)), kept),
         (query._replace(weights=jnp.where(is_kept, query.weights, 0.0)), kept),
+        (query._replace(targets=others), kept),
     ]
 
 
