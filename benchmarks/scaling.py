@@ -42,19 +42,19 @@ COSTS = {
 }
 
 
-def devices_at_hand(about):
-    """Halves of all devices, down to one: cores of a CPU, which `jaxmeta.bench` makes devices of."""
+def devices_at_hand(about, tasks):
+    """Powers of two, up to the devices and the tasks: cores of a CPU, which `jaxmeta.bench` makes devices of."""
     most = about["cores"] if jax.default_backend() == "cpu" else len(jax.devices())
-    return tuple(sorted({most >> times for times in range(most.bit_length())}))
+    return tuple(2**power for power in range(min(most, tasks).bit_length()))
 
 
 def measure(options, about):
     rows, known = [], {}
     load = tiny(LOADS["C"]) if options.quick else LOADS["C"]._replace(**CENTRE)
-    at_hand = devices_at_hand(about)
+    at_hand = devices_at_hand(about, load.tasks)
     for axis, values in {**(QUICK if options.quick else AXES), "devices": at_hand}.items():
         for value in values:
-            changes, devices = {} if options.quick else CENTRE, at_hand[-1]
+            changes, devices = {} if options.quick else CENTRE, None
             if axis == "devices":
                 devices = value
             else:

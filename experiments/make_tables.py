@@ -105,11 +105,11 @@ def is_reached(row: dict) -> bool:
 def is_far_from_maml(row: dict, rows: list[dict]) -> bool:
     """Tell whether an algorithm under a budget is more than 2 points below MAML on the same tasks."""
     tasks = ("dataset", "trained_on", "ways", "shots", "queries", "episodes_hash")
-    return bool(row.get("budget_minutes")) and any(
+    return bool(row.get("budget_minutes") and "accuracy" in row) and any(
         other["algorithm"] == "maml"
         and other.get("budget_minutes")
         and all(other.get(key) == row.get(key) for key in tasks)
-        and row["accuracy"] < other["accuracy"] - 0.02
+        and row["accuracy"] < other.get("accuracy", 0.0) - 0.02
         for other in rows
     )
 
@@ -238,9 +238,11 @@ def add(run: Path, file: str, **noted) -> None:
         config = json.loads((run / "config.json").read_text())
         if config["dataset"] == "omniglot":
             row["class_split"] = config["split"]
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     if not is_reached(row) and not noted["why"]:
         raise SystemExit(f"{run} does not reach the paper's {noted['paper']}: say by --why what kept it from it.")
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    if is_far_from_maml(row, rows) and not noted["why"]:
+        raise SystemExit(f"{run} is more than 2 points below MAML's: say by --why what kept it from it.")
     # A run that was repeated, or judged anew by the same rules, takes the place of what it had shown before.
     rules = ("run", "protocol", "eval_inner_steps")
     same = [index for index, kept in enumerate(rows) if all(kept.get(key) == row.get(key) for key in rules)]

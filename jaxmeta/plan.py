@@ -13,6 +13,7 @@ from jaxmeta.data.memory import free_memory
 CPU_CHUNK_INPUTS = 65536
 # Strategies that give the gradient of `unrolled`, with less and less that is kept.
 SAME_GRADIENT = ("unrolled", "mixed_mode", "remat", "remat_group")
+SHARE_OF_TIME = 0.95  # What another precision must be below: it changes more than the time.
 # Of the memory at hand; the rest is for what is not in a program: data on its way, the runtime itself.
 SHARE_OF_MEMORY = 0.85
 
@@ -233,7 +234,7 @@ def fastest_plan(
     tried = list(fit_plan(measure, wanted, budget=budget, others=others, precisions=precisions).tried)
     best = tried[-1]
 
-    def better(candidate: Candidate) -> bool:
+    def better(candidate: Candidate, share: float = 1.0) -> bool:
         nonlocal best
         if any(one.candidate == candidate for one in tried):
             return False
@@ -242,7 +243,7 @@ def fastest_plan(
             return False
         tried.append(one)
         too_large = budget is not None and one.num_bytes > budget
-        if too_large or one.step_seconds is None or one.step_seconds >= (best.step_seconds or 0.0):
+        if too_large or one.step_seconds is None or one.step_seconds >= share * (best.step_seconds or 0.0):
             return False
         best = one
         return True
@@ -255,7 +256,7 @@ def fastest_plan(
     for metagrad in others:
         better(best.candidate._replace(metagrad=metagrad))
     for precision in precisions:
-        better(best.candidate._replace(precision=precision))
+        better(best.candidate._replace(precision=precision), SHARE_OF_TIME)
     return Plan(best.candidate, tuple(tried), budget)
 
 

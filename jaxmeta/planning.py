@@ -139,7 +139,9 @@ def plan_run(
     # A learner that takes no strategy has no inner loop, or always the same one: others would be the same program.
     metagrad = config.metagrad if "metagrad" in options_of(ALGORITHMS[config.algorithm]) else None
     wanted = Candidate(metagrad, config.task_chunk or 1, config.precision)
-    limits = {"budget": budget, "precisions": [name for name in precisions if name != config.precision]}
+    # On a CPU TF32 is float32.
+    same = (config.precision, "tf32") if jax.default_backend() == "cpu" else (config.precision,)
+    limits = {"budget": budget, "precisions": [name for name in precisions if name not in same]}
     others = SAME_GRADIENT if metagrad in SAME_GRADIENT and config.estimator == "exact" else ()
     try:
         if search:

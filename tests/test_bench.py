@@ -26,6 +26,8 @@ REPO = Path(__file__).resolve().parents[1]
 # The benchmarks are scripts, which import each other as such.
 sys.path[:0] = [str(REPO / "benchmarks"), str(REPO / "benchmarks" / "peers")]
 
+import scaling  # noqa: E402
+
 import contenders  # noqa: E402
 import speed  # noqa: E402
 import speed_report  # noqa: E402
@@ -67,10 +69,17 @@ def test_tiny_loads_are_measured_and_shown(names):
     assert all(line.count("|") == len(COLUMNS) + 1 for line in lines[: len(rows) + 2])
 
 
+def test_a_curve_over_devices_has_no_more_than_tasks():
+    assert scaling.devices_at_hand({"cores": 6}, 8) == (1, 2, 4)
+    assert scaling.devices_at_hand({"cores": 64}, 8) == (1, 2, 4, 8)
+    assert scaling.devices_at_hand({"cores": 1}, 8) == (1,)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a single core is a single device")
-def test_the_devices_that_share_the_tasks():
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a single core is a single device")
+def test_the_devices_that_share_the_tasks(monkeypatch):
     """Of a curve over devices: as many as were asked for, each with its part of the tasks."""
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
     rows = [measure_in_own_process(load="C", rounds=1, devices=devices, quick=True) for devices in (1, 2)]
     assert [row.get("devices") for row in rows] == [1, 2], rows
     assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=1e-5)
@@ -111,11 +120,11 @@ def test_what_cannot_be_is_refused(arguments, message, capsys):
 
 def test_a_card_s_machine_needs_no_more_than_jax_flax_optax_and_chex():
     """What `benchmarks/gpu.py` runs there: our side beside the peers, and a load by itself."""
-    blocked = "'tyro', 'tensorflow_datasets', 'tensorflow', 'orbax', 'matplotlib', 'PIL', 'platformdirs', 'tqdm'"
+    blocked = "tyro tensorflow_datasets tensorflow orbax matplotlib PIL fontTools qpax filelock".split()
     request = json.dumps({"load": "A1", "rounds": 1, "quick": True})
     code = f"""
         import runpy, sys
-        sys.modules.update(dict.fromkeys([{blocked}]))
+        sys.modules.update(dict.fromkeys({blocked}))
         sys.path[:0] = {[str(REPO / "benchmarks" / "peers")]}
         import ours
         sys.argv = ["jaxmeta.bench", {request!r}]

@@ -100,6 +100,10 @@ def test_a_result_below_its_paper_is_recorded_with_the_reason_only(tmp_path, mon
         (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (maml, slow)))
         assert tables.main() == code
         assert ("reason: slow\n" in capsys.readouterr().err) == bool(code)
+    slow = {**result, "algorithm": "slow", "budget_minutes": 15.0, "accuracy": maml["accuracy"] - 0.03}
+    (tmp_path / "result.json").write_text(json.dumps(slow))
+    with pytest.raises(SystemExit, match="2 points below MAML's: say by --why"):
+        tables.add(tmp_path, "result.json", **noted, paper=None)
     (tmp_path / "roc.json").write_text(json.dumps({"verification_accuracy": 0.9}))
     with pytest.raises(SystemExit, match="it is not for this table"):
         tables.add(tmp_path, "roc.json", **noted, paper=None)

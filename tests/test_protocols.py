@@ -23,12 +23,14 @@ from jaxmeta import (
     ClassPool,
     Criterion,
     Dataset,
+    Episode,
     EpisodeSpec,
     MetaLearner,
     Protocol,
     checkpoint,
     ensemble_learner,
     episodes_hash,
+    example_batch,
     fingerprint,
     judged_tasks,
     linear,
@@ -431,6 +433,19 @@ def test_a_learner_that_secretly_looks_at_the_others_is_told(name, episode):
     honest, spying = leaks([secretive(lambda outputs, batch: outputs), secretive(SPIES[name])], episode)
     assert not honest.transductive and honest.change < 1e-5
     assert spying.transductive and spying.change > 1e-3
+
+
+@pytest.mark.parametrize("ways", [2, 4, 5])
+def test_a_label_that_is_read_is_told_whatever_the_ways(ways):
+    targets = jnp.repeat(jnp.arange(ways), 3)
+    batch = example_batch(jax.random.normal(jax.random.key(0), [3 * ways, 4]), targets)
+    learner = maml(linear(ways), inner_optimizer=optax.sgd(0.1), norm="inductive")
+
+    def predict(adapted, batch, key):
+        return learner.predict(adapted, batch, key) + jax.nn.one_hot(batch.targets, ways)
+
+    honest, reading = leaks([learner, learner._replace(predict=predict)], Episode(batch, batch))
+    assert not honest.transductive and reading.transductive
 
 
 def test_a_logit_of_never_hides_no_leak(episode):

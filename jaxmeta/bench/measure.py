@@ -80,8 +80,7 @@ def prepare(
     # Copies: the state is donated, and the caller may want its weights again.
     weights, episodes = jax.tree.map(jnp.array, (weights, episodes))
     train_state = TrainState(jnp.int32(0), weights, state, optimizer.init(weights), ())
-    at_hand = len(jax.devices())
-    devices = min(at_hand if devices is None else devices, at_hand, load.tasks)
+    devices = _sharing(load, devices)
     mesh = make_mesh(devices) if devices > 1 else None
     if mesh is not None:
         # A number of tasks that cannot be divided evenly lies whole on every device, and is padded in the step.
@@ -152,7 +151,14 @@ def measure(
         "loss": loss,
         "precision": precision,
         **describe_machine(),
+        "devices": _sharing(load, devices),
     }
+
+
+def _sharing(load: Load, devices: int | None) -> int:
+    """Tell how many devices share the tasks: no more than there are, and than there are tasks."""
+    at_hand = len(jax.devices())
+    return min(at_hand if devices is None else devices, at_hand, load.tasks)
 
 
 def timed(step: Callable[[], Any], steps: int) -> float:

@@ -104,7 +104,7 @@ def _variants(query: Batch, places, kept, key) -> list[tuple[Batch, jax.Array]]:
     """Give the query set and its changed forms, each with the place of the image that is kept."""
     count = len(places)
     is_kept = places == kept
-    others = jnp.flip(query.targets, 0) + jnp.ones((), query.targets.dtype)
+    others = query.targets + jnp.ones((), query.targets.dtype)
     # The others in reverse order, around it.
     rank = count - 2 - (places - (places > kept))
     permuted = jnp.where(is_kept, kept, rank + (rank >= kept))
