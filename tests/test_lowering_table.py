@@ -245,6 +245,7 @@ def test_a_run_keeps_its_lowerings(tmp_path, monkeypatch, capsys):
         return opened[-1]
 
     monkeypatch.setattr(run, "open_workspace", opening)
+    monkeypatch.setattr("jaxmeta.candidate.open_workspace", opening)
     config = Config(**SMALL)
     by_rule = open_workspace(config)
     step = workspace.trace_step(by_rule)

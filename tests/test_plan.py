@@ -259,7 +259,7 @@ def test_a_plan_that_is_searched_for_is_kept_and_resumed(tmp_path, capsys):
     assert (stored(out)["metagrad"], stored(out)["task_chunk"]) == (metagrad.strip(), int(chunk))
     capsys.readouterr()
     assert main(["train", "--resume", "--out", str(out), "--steps", "6", "--plan", "auto"]) == 0
-    assert capsys.readouterr().err.count("tasks at once") == 1
+    assert capsys.readouterr().err.count(" at once: compiled") == 1
     assert stored(out)["task_chunk"] == int(chunk)
 
 
