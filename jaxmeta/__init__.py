@@ -134,7 +134,8 @@ from jaxmeta.models import MODELS, conv4, from_function, from_linen, from_nnx, i
 from jaxmeta.nn import LoweringTable
 from jaxmeta.online import OnlineLearner, OnlineState, TaskBuffer, fit_online, follow_the_meta_leader
 from jaxmeta.paper_protocols import PROTOCOLS
-from jaxmeta.population import Members, fit_population, init_population, make_population_evaluator, members
+from jaxmeta.population import Members, compile_population, fit_population, init_population, members
+from jaxmeta.population_evaluator import make_population_evaluator
 from jaxmeta.protocols import Protocol, fingerprint, protocol_hash
 from jaxmeta.serve import Classifier, adapt_run, load_classifier
 from jaxmeta.train import fit, init_train_state, make_train_step
@@ -206,6 +207,7 @@ __all__ = [
     "check_episode",
     "cnp",
     "cnp_distribution",
+    "compile_population",
     "compile_steps",
     "conjugate_gradient",
     "conv4",

@@ -138,15 +138,14 @@ def _train(arguments: list[str]) -> None:
     try:
         if several:
             machine = options.machine
-            if machine.plan != Machine.plan or machine.memory_mib is not None or machine.precisions:
-                raise ConfigError(
-                    "--plan, --memory-mib and --precisions are for a single run: leave them out, or --seeds."
-                )
+            if machine.plan != Machine.plan or machine.precisions:
+                raise ConfigError("--plan and --precisions are for a single run: leave them out, or --seeds.")
             if options.machine.pool == "host":
                 raise ConfigError("--pool host is for a single run: leave it out, or --seeds and --inner-lrs.")
             if place.resume:
                 raise ConfigError("--seeds and --inner-lrs begin anew; each of their runs can be resumed by itself.")
-            return _print_result(train_sweep(config, out, **vars(options.sweep), mesh=mesh))
+            limits = {"mesh": mesh, "memory_mib": machine.memory_mib}
+            return _print_result(train_sweep(config, out, **vars(options.sweep), **limits))
         machine = options.machine
         limits = {"search": machine.plan == "auto", "memory_mib": machine.memory_mib, "pool": machine.pool}
         limits["precisions"] = machine.precisions

@@ -25,7 +25,7 @@ from jaxmeta.base import Episode, Key
 from jaxmeta.data import Dataset, TaskSource
 from jaxmeta.data.host import chooser_of
 from jaxmeta.data.lookup import HostImages, ReadImages
-from jaxmeta.plan import memory_at_hand
+from jaxmeta.device_memory import memory_at_hand
 
 POOLS = ("auto", "device", "host")
 # Of the memory that is at hand, what the images may take on a device; the rest is for training.

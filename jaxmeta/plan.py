@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxmeta.data.memory import free_memory
+from jaxmeta.device_memory import mib
 
 # Inputs of a chunk, in numbers: 80 Omniglot images. Measured on two cores, strided conv4, 10 images
 # a task: with 64 filters 0.20 s a step for single tasks and 0.15 s for chunks of 2, 4 or 8; with 32
@@ -14,8 +14,6 @@ CPU_CHUNK_INPUTS = 65536
 # Strategies that give the gradient of `unrolled`, with less and less that is kept.
 SAME_GRADIENT = ("unrolled", "mixed_mode", "remat", "remat_group")
 SHARE_OF_TIME = 0.95  # What another precision must be below: it changes more than the time.
-# Of the memory at hand; the rest is for what is not in a program: data on its way, the runtime itself.
-SHARE_OF_MEMORY = 0.85
 
 
 class Candidate(NamedTuple):
@@ -25,11 +23,13 @@ class Candidate(NamedTuple):
       metagrad: A key of `METAGRADS`; None for a learner that takes none.
       task_chunk: Tasks computed at once on a device.
       precision: A key of `PRECISIONS`; None for that of the model.
+      members: Runs of a population computed at once on a device; None for a single run.
     """
 
     metagrad: str | None
     task_chunk: int
     precision: str | None = None
+    members: int | None = None
 
 
 class Measured(NamedTuple):
@@ -95,48 +95,6 @@ def divisors(number: int) -> list[int]:
     return [size for size in range(1, number + 1) if number % size == 0]
 
 
-def program_bytes(program: jax.stages.Compiled) -> int:
-    """Tell the bytes that a compiled program needs on each device: arguments, results and temporaries.
-
-    Args:
-      program: Compiled, as by `compile_steps`.
-
-    Returns:
-      Bytes, by XLA's memory analysis; what is donated counts once. 0 where a backend has no analysis.
-
-    Example:
-      >>> program_bytes(jax.jit(lambda x: x + 1).lower(jax.numpy.ones(256)).compile()) >= 2048
-      True
-    """
-    memory = program.memory_analysis()
-    if memory is None:
-        return 0
-    whole = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
-    return whole - memory.alias_size_in_bytes
-
-
-def memory_at_hand() -> int | None:
-    """Tell how many bytes a program may use on each device now.
-
-    Returns:
-      On an accelerator what its allocator may still hand out; on a CPU what the system, and the
-      container's limit, leave to each of the devices it stands for. None where neither says.
-
-    Example:
-      >>> memory_at_hand() is None or memory_at_hand() > 0
-      True
-    """
-    device = jax.local_devices()[0]
-    statistics = device.memory_stats() or {}
-    if "bytes_limit" in statistics:
-        free = statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
-    elif device.platform == "cpu" and (available := free_memory()) is not None:
-        free = available // len(jax.local_devices())
-    else:
-        return None
-    return int(SHARE_OF_MEMORY * free)
-
-
 def fit_plan(
     measure: Callable[[Candidate], Measured | None],
     wanted: Candidate,
@@ -147,8 +105,9 @@ def fit_plan(
 ) -> Plan:
     """Take what is wanted if it fits in memory, else the next smaller that does.
 
-    First the chunk is halved, or what comes nearest among its divisors, then the strategy changed for
-    one that keeps less, and last the precision, which alone changes more than the last digits.
+    First the members of a population at once are halved, or what comes nearest among their divisors, then the
+    chunk of tasks, then the strategy changed for one that keeps less, and last the precision, which alone changes
+    more than the last digits.
 
     Args:
       measure: Compiles a candidate; need not run it. None for a strategy that cannot serve the run.
@@ -169,14 +128,13 @@ def fit_plan(
       >>> fit_plan(measure, Candidate("unrolled", 16), budget=500).chosen.task_chunk
       4
     """
-    tried, chunk = [], wanted.task_chunk
-    queue = [wanted]
-    while chunk > 1:
-        chunk = max(size for size in divisors(chunk) if 2 * size <= chunk)
-        queue.append(wanted._replace(task_chunk=chunk))
+    tried, queue = [], [wanted]
+    for name in ("members", "task_chunk"):
+        queue += [queue[-1]._replace(**{name: size}) for size in _halved(getattr(wanted, name) or 1)]
+    smallest = queue[-1]
     strategies = (wanted.metagrad, *(metagrad for metagrad in others if metagrad != wanted.metagrad))
-    queue += [wanted._replace(metagrad=metagrad, task_chunk=1) for metagrad in strategies[1:]]
-    queue += [Candidate(metagrad, 1, precision) for precision in precisions for metagrad in strategies]
+    queue += [smallest._replace(metagrad=metagrad) for metagrad in strategies[1:]]
+    queue += [smallest._replace(metagrad=way, precision=precision) for precision in precisions for way in strategies]
     for candidate in queue:
         one = measure(candidate)
         if one is None:
@@ -188,10 +146,11 @@ def fit_plan(
     least = min(tried, key=lambda one: one.num_bytes)
     strategy = f" --metagrad {least.candidate.metagrad}" if least.candidate.metagrad else ""
     strategy += f" --precision {least.candidate.precision}" if least.candidate.precision in precisions else ""
+    in_turn, fewer = (", run by run", "--seeds, ") if least.candidate.members else ("", "")
     raise DoesNotFit(
         f"A step needs {mib(least.num_bytes)} on each device even with --task-chunk {least.candidate.task_chunk}"
-        f"{strategy}, and {mib(budget)} may be used: {mib(least.num_bytes - budget)} too "
-        "much. Use fewer queries, filters or inner steps, or a device with that much memory (--memory-mib)."
+        f"{strategy}{in_turn}, and {mib(budget)} may be used: {mib(least.num_bytes - budget)} too "
+        f"much. Use fewer {fewer}queries, filters or inner steps, or a device with that much memory (--memory-mib)."
     )
 
 
@@ -229,7 +188,7 @@ def fastest_plan(
       >>> def measure(candidate):
       ...     return Measured(candidate, 100 * candidate.task_chunk, 0.0, 1.0 / candidate.task_chunk)
       >>> fastest_plan(measure, Candidate("unrolled", 2), chunks=[1, 2, 4, 8], budget=500).chosen
-      Candidate(metagrad='unrolled', task_chunk=4, precision=None)
+      Candidate(metagrad='unrolled', task_chunk=4, precision=None, members=None)
     """
     tried = list(fit_plan(measure, wanted, budget=budget, others=others, precisions=precisions).tried)
     best = tried[-1]
@@ -260,6 +219,14 @@ def fastest_plan(
     return Plan(best.candidate, tuple(tried), budget)
 
 
+def _halved(size: int) -> list[int]:
+    """List what comes nearest to a half, a quarter and so on among the divisors."""
+    sizes = []
+    while size > 1:
+        sizes.append(size := max(less for less in divisors(size) if 2 * less <= size))
+    return sizes
+
+
 def _twice(chunk: int, chunks: Sequence[int]) -> int | None:
     return min((size for size in chunks if size >= 2 * chunk), default=None)
 
@@ -282,19 +249,17 @@ def plan_table(plan: Plan) -> str:
       >>> print(plan_table(Plan(one.candidate, (one,), None)).splitlines()[2])
       | unrolled | 8 | - | 3 | 1.0 | 0.5000 | chosen |
     """
-    lines = ["| metagrad | task chunk | precision | MiB a device | compile s | s a step | |", "| --- " * 7 + "|"]
+    of_population = any(one.candidate.members for one in plan.tried)
+    heads = ["metagrad", "task chunk", "precision", *(["runs at once"] if of_population else [])]
+    heads += ["MiB a device", "compile s", "s a step"]
+    lines = [f"| {' | '.join(heads)} | |", "| --- " * (len(heads) + 1) + "|"]
     for one in plan.tried:
         step = "-" if one.step_seconds is None else f"{one.step_seconds:.4f}"
         too_large = plan.budget is not None and one.num_bytes > plan.budget
         verdict = "chosen" if one.candidate == plan.chosen else "does not fit" if too_large else "slower"
         numbers = f"{one.num_bytes / 2**20:.0f} | {one.compile_seconds:.1f} | {step}"
-        way = " | ".join(str(value or "-") for value in one.candidate)
+        way = " | ".join(str(value or "-") for value in one.candidate[: len(heads) - 3])
         lines.append(f"| {way} | {numbers} | {verdict} |")
     limit = "what a device may use is not known" if plan.budget is None else f"a device may use {mib(plan.budget)}"
     how = "the fastest that fits" if any(one.step_seconds for one in plan.tried) else "the first that fits"
     return "\n".join([*lines, "", f"Chosen: {how}; {limit}."])
-
-
-def mib(num_bytes: float) -> str:
-    """Write bytes as whole MiB, rounded up: what is short by a byte is short."""
-    return f"{-(-num_bytes // 2**20):.0f} MiB"

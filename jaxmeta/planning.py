@@ -17,6 +17,7 @@ from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.base import Key, PyTree, TrainState
 from jaxmeta.bench.lowerings import describe, measure_lowerings
 from jaxmeta.config import Config, ConfigError
+from jaxmeta.device_memory import memory_at_hand, program_bytes
 from jaxmeta.dispatch import compile_steps
 from jaxmeta.folder import load_lowerings, lowerings_file, save_lowerings
 from jaxmeta.nn.processor import device_name
@@ -29,9 +30,7 @@ from jaxmeta.plan import (
     divisors,
     fastest_plan,
     fit_plan,
-    memory_at_hand,
     plan_table,
-    program_bytes,
 )
 from jaxmeta.workspace import (
     Workspace,
@@ -93,56 +92,23 @@ def plan_run(
         source = source._replace(pool=devices.replicate(source.pool, mesh))
         workspace = workspace._replace(sources=workspace.sources | {"train": source})
     state = jax.eval_shape(begin)
-    budget = None if memory_mib is None else memory_mib * 2**20
-    if budget is None and (free := memory_at_hand()) is not None:
-        # A program's data and state count as its own, and are there already.
-        budget = free + _bytes_of((state, source.pool))
-    budget = _agreed(budget)
+    budget = _budget(memory_mib, (state, source.pool))
     programs: dict[Candidate, jax.stages.Compiled] = {}
 
-    def computed_by(candidate: Candidate) -> Workspace:
-        # What is wanted is built, and traced, already.
-        changed = dataclasses.replace(config, **{name: value for name, value in candidate._asdict().items() if value})
-        return workspace if changed == config else with_config(workspace, changed, mesh)
+    def compile_candidate(planned: Workspace, candidate: Candidate) -> jax.stages.Compiled:
+        options = {"num_tasks": config.tasks, "steps_per_call": config.log_every, "mesh": mesh}
+        program = programs[candidate] = compile_steps(planned.parts.train_step, state, source, key, **options)
+        return program
 
-    def measure(candidate: Candidate) -> Measured | None:
-        try:
-            planned = computed_by(candidate)
-            if candidate.metagrad != wanted.metagrad:
-                trace_step(planned)
-        except ConfigError as error:
-            say(f"{candidate.metagrad} cannot serve this run: {error}")
-            return None
-        clock = time.perf_counter()
-        program = programs[candidate] = compile_steps(
-            planned.parts.train_step,
-            state,
-            source,
-            key,
-            mesh=mesh,
-            num_tasks=config.tasks,
-            steps_per_call=config.log_every,
-        )
-        compile_seconds, num_bytes = time.perf_counter() - clock, program_bytes(program)
-        seconds = None
-        if search and (budget is None or num_bytes <= budget):
-            seconds = _time_step(program, begin(), workspace, key, mesh)
-        said = "" if seconds is None else f", {seconds:.4f} s a step"
-        way = [candidate.metagrad, f"{candidate.task_chunk} task{'' if candidate.task_chunk == 1 else 's'} at once"]
-        way.append(None if candidate.precision == wanted.precision else candidate.precision)
-        say(
-            f"{', '.join(filter(None, way))}: compiled in {compile_seconds:.1f} s, "
-            f"{num_bytes / 2**20:.0f} MiB a device{said}"
-        )
-        return Measured(candidate, num_bytes, compile_seconds, seconds)
+    def seconds_of(candidate: Candidate) -> float:
+        return _time_step(programs[candidate], begin(), workspace, key, mesh)
 
-    # A learner that takes no strategy has no inner loop, or always the same one: others would be the same program.
-    metagrad = config.metagrad if "metagrad" in options_of(ALGORITHMS[config.algorithm]) else None
-    wanted = Candidate(metagrad, config.task_chunk or 1, config.precision)
+    wanted, others = _wanted(config)
+    timed = seconds_of if search else None
+    measure = _measurer(workspace, wanted, compile_candidate, budget=budget, say=say, mesh=mesh, seconds_of=timed)
     # On a CPU TF32 is float32.
     same = (config.precision, "tf32") if jax.default_backend() == "cpu" else (config.precision,)
     limits = {"budget": budget, "precisions": [name for name in precisions if name not in same]}
-    others = SAME_GRADIENT if metagrad in SAME_GRADIENT and config.estimator == "exact" else ()
     try:
         if search:
             on_device = config.tasks if mesh is None else math.ceil(config.tasks / mesh.shape[devices.TASKS])
@@ -153,11 +119,111 @@ def plan_run(
             plan = fit_plan(measure, wanted, others=others, **limits)
     except DoesNotFit as error:
         raise ConfigError(str(error)) from error
-    return Planned(computed_by(plan.chosen), programs[plan.chosen], plan)
+    return Planned(_computed_by(workspace, plan.chosen, mesh), programs[plan.chosen], plan)
 
 
-def _bytes_of(tree: PyTree) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+def plan_population(
+    workspace: Workspace,
+    compile_candidate: Callable[[Workspace, Candidate], jax.stages.Compiled],
+    held: PyTree,
+    members: int,
+    *,
+    memory_mib: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Planned:
+    """Compile the step of several runs, smaller until it fits in memory: fewer runs at once, then as `plan_run`.
+
+    Args:
+      workspace: As the runs were configured.
+      compile_candidate: Compiles the step of all, `candidate.members` at once on a device.
+      held: What is on each device already, and counts as the program's own.
+      members: Runs on each device.
+      memory_mib: MiB that a device may use; None for what is at hand.
+      say: Told what is tried.
+
+    Returns:
+      The `Planned`; `plan.chosen.members` are computed at once.
+
+    Raises:
+      ConfigError: if nothing fits.
+    """
+    programs: dict[Candidate, jax.stages.Compiled] = {}
+
+    def compile_and_keep(planned: Workspace, candidate: Candidate) -> jax.stages.Compiled:
+        program = programs[candidate] = compile_candidate(planned, candidate)
+        return program
+
+    budget, (wanted, others) = _budget(memory_mib, held), _wanted(workspace.config)
+    wanted = wanted._replace(members=members)
+    measure = _measurer(workspace, wanted, compile_and_keep, budget=budget, say=say)
+    try:
+        plan = fit_plan(measure, wanted, budget=budget, others=others)
+    except DoesNotFit as error:
+        raise ConfigError(str(error)) from error
+    return Planned(_computed_by(workspace, plan.chosen), programs[plan.chosen], plan)
+
+
+def _wanted(config: Config) -> tuple[Candidate, Sequence[str]]:
+    """Give what a configuration asks for, and the strategies that may take the place of its own."""
+    # A learner that takes no strategy has no inner loop, or always the same one: others would be the same program.
+    metagrad = config.metagrad if "metagrad" in options_of(ALGORITHMS[config.algorithm]) else None
+    others = SAME_GRADIENT if metagrad in SAME_GRADIENT and config.estimator == "exact" else ()
+    return Candidate(metagrad, config.task_chunk or 1, config.precision), others
+
+
+def _budget(memory_mib: int | None, held: PyTree) -> int | None:
+    """Give the bytes that a device may use, the same in every process; None if that is not known."""
+    budget = None if memory_mib is None else memory_mib * 2**20
+    if budget is None and (free := memory_at_hand()) is not None:
+        # A program's data and state count as its own, and are there already.
+        budget = free + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(held))
+    return _agreed(budget)
+
+
+def _computed_by(workspace: Workspace, candidate: Candidate, mesh: Mesh | None = None) -> Workspace:
+    # What is wanted is built, and traced, already.
+    config = workspace.config
+    of_config = {name: value for name, value in candidate._asdict().items() if value and name != "members"}
+    changed = dataclasses.replace(config, **of_config)
+    return workspace if changed == config else with_config(workspace, changed, mesh)
+
+
+def _measurer(
+    workspace: Workspace,
+    wanted: Candidate,
+    compile_candidate: Callable[[Workspace, Candidate], jax.stages.Compiled],
+    *,
+    budget: int | None,
+    say: Callable[[str], None],
+    mesh: Mesh | None = None,
+    seconds_of: Callable[[Candidate], float] | None = None,
+) -> Callable[[Candidate], Measured | None]:
+    """Make what compiles a candidate, and times it if it fits and that is wanted."""
+
+    def measure(candidate: Candidate) -> Measured | None:
+        try:
+            planned = _computed_by(workspace, candidate, mesh)
+            if candidate.metagrad != wanted.metagrad:
+                trace_step(planned)
+        except ConfigError as error:
+            say(f"{candidate.metagrad} cannot serve this run: {error}")
+            return None
+        clock = time.perf_counter()
+        num_bytes = program_bytes(compile_candidate(planned, candidate))
+        compile_seconds, seconds = time.perf_counter() - clock, None
+        if seconds_of is not None and (budget is None or num_bytes <= budget):
+            seconds = seconds_of(candidate)
+        said = "" if seconds is None else f", {seconds:.4f} s a step"
+        way = [candidate.metagrad, f"{candidate.task_chunk} task{'' if candidate.task_chunk == 1 else 's'} at once"]
+        way.append(None if candidate.precision == wanted.precision else candidate.precision)
+        way.append(f"{candidate.members} of the runs at once" if candidate.members else None)
+        say(
+            f"{', '.join(filter(None, way))}: compiled in {compile_seconds:.1f} s, "
+            f"{num_bytes / 2**20:.0f} MiB a device{said}"
+        )
+        return Measured(candidate, num_bytes, compile_seconds, seconds)
+
+    return measure
 
 
 def _agreed(value):

@@ -2,24 +2,24 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import product
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmeta import devices
-from jaxmeta.base import Estimator, Evaluation, Key, MetaLearner, Metrics, PyTree, TrainState
-from jaxmeta.data import TaskSource, task_keys
+from jaxmeta.base import Estimator, MetaLearner, Metrics, PyTree, TrainState
+from jaxmeta.data import TaskSource
 from jaxmeta.dispatch import drawn_step
-from jaxmeta.evaluate import judge_tasks, summarize
-from jaxmeta.losses import Criterion
+from jaxmeta.plan import divisors
 from jaxmeta.train import init_train_state, make_train_step
 
 MakeLearner = Callable[[PyTree], MetaLearner]
+BY_MEMBER = PartitionSpec(devices.TASKS)
 
 
 class Members(NamedTuple):
@@ -117,8 +117,10 @@ def fit_population(
     steps_per_call: int = 10,
     estimator: Estimator | None = None,
     task_chunk: int | None = None,
+    member_chunk: int | None = None,
     callback: Callable[[TrainState, Metrics], bool | None] | None = None,
     mesh: Mesh | None = None,
+    program: jax.stages.Compiled | None = None,
 ) -> TrainState:
     """Run outer steps of every member in one program, compiled once.
 
@@ -137,11 +139,16 @@ def fit_population(
       steps_per_call: Steps in one dispatch.
       estimator: As for `make_train_step`.
       task_chunk: As for `make_train_step`.
+      member_chunk: Members computed at once on a device, the others after them; all of the device's if None.
       callback: `(train_states, metrics) -> stop`; metrics are `[members, steps]`.
       mesh: From `make_mesh`: the members are divided among its devices.
+      program: What `compile_population` made of the same arguments, steps_per_call too; compiled here if None.
 
     Returns:
       The last states, leaves `[members, ...]`.
+
+    Raises:
+      ValueError: for a member_chunk that does not divide the members of a device.
 
     Example:
       >>> import jax, optax
@@ -156,100 +163,137 @@ def fit_population(
       >>> states.step.tolist()  # three have diverged at once
       [20, 20, 20, 0, 0, 0]
     """
-    count = len(everyone.seeds)
-    groups = 1 if mesh is None else mesh.shape[devices.TASKS]
-    places = math.ceil(count / groups) * groups
-
-    def of_member(step, pool, length, seed, hyper, train_state):
-        train_step = make_train_step(make_learner(hyper), optimizer, estimator=estimator, task_chunk=task_chunk)
-        key = jax.random.split(jax.random.key(seed))[1]
-
-        def body(train_state, step):
-            new_state, metrics = drawn_step(train_step, source, num_tasks)(train_state, pool, key)
-            # A member that diverged has stopped counting, and stays.
-            goes_on = (metrics["nonfinite"] == 0) & (train_state.step == step)
-            return jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), new_state, train_state), metrics
-
-        return jax.lax.scan(body, train_state, step + jnp.arange(length))
-
-    @partial(jax.jit, static_argnames="length", donate_argnums=0)
-    def run(train_states, everyone, step, pool, length):
-        def of_members(train_states, everyone, step, pool):
-            def of_one(seed, hyper, train_state):
-                return of_member(step, pool, length, seed, hyper, train_state)
-
-            return jax.vmap(of_one)(everyone.seeds, everyone.hyper, train_states)
-
-        if mesh is not None:
-            by_member, whole = PartitionSpec(devices.TASKS), PartitionSpec()
-            of_members = devices.on_each_device(of_members, mesh, (by_member, by_member, whole, whole), by_member)
-        return of_members(train_states, everyone, step, pool)
-
-    placed, train_states = devices.repeat((everyone, train_states), places)
-    pool, step = source.pool, int(train_states.step.max())
+    count, step = len(everyone.seeds), int(train_states.step.max())
+    if program is None:
+        options = {"task_chunk": task_chunk, "member_chunk": member_chunk, "estimator": estimator, "mesh": mesh}
+        options |= {"num_tasks": num_tasks, "steps_per_call": steps_per_call}
+        program = compile_population(everyone, train_states, make_learner, optimizer, source, **options)
+    train_states, placed = devices.repeat((train_states, everyone), math.ceil(count / _groups(mesh)) * _groups(mesh))
+    pool = source.pool
     if mesh is not None:
+        train_states, placed = jax.device_put((train_states, placed), NamedSharding(mesh, BY_MEMBER))
         pool = devices.replicate(pool, mesh)
     while step < num_steps:
         length = min(steps_per_call - step % steps_per_call, num_steps - step)
-        train_states, metrics = run(train_states, placed, step, pool, length)
+        train_states, metrics = program(train_states, placed, pool, np.int32(step), np.int32(length))
         step += length
-        if callback is not None and callback(_first(train_states, count, places), _first(metrics, count, places)):
+        metrics = jax.tree.map(lambda leaf, length=length: leaf[:, :length], metrics)
+        if callback is not None and callback(_first(train_states, count), _first(metrics, count)):
             break
-    return _first(train_states, count, places)
+    return _first(train_states, count)
 
 
-def make_population_evaluator(
-    make_learner: MakeLearner, criterion: Criterion, *, num_steps: int | None = None, task_chunk: int = 1
-) -> Callable[..., list[Evaluation]]:
-    """Make an evaluator of whole populations, compiled once: every member meets the same tasks.
+def compile_population(
+    everyone: Members,
+    train_states: TrainState,
+    make_learner: MakeLearner,
+    optimizer: optax.GradientTransformation,
+    source: TaskSource,
+    *,
+    num_tasks: int,
+    steps_per_call: int = 10,
+    estimator: Estimator | None = None,
+    task_chunk: int | None = None,
+    member_chunk: int | None = None,
+    mesh: Mesh | None = None,
+) -> jax.stages.Compiled:
+    """Compile what `fit_population` dispatches, without running it: to see what it needs.
 
     Args:
-      make_learner: As for `fit_population`.
-      criterion: What tasks are judged by.
-      num_steps: Inner steps; None for the number used in training.
-      task_chunk: Tasks of each member computed at once.
+      everyone: This and all that follow as in `fit_population`.
+      train_states: See there, or shapes of them; not donated.
+      make_learner: See there.
+      optimizer: See there.
+      source: See there.
+      num_tasks: See there.
+      steps_per_call: See there.
+      estimator: See there.
+      task_chunk: See there.
+      member_chunk: See there.
+      mesh: See there.
 
     Returns:
-      `evaluator(everyone, train_states, source, key, num_tasks) -> [Evaluation]`, one for each
-      member: that of `make_evaluator` on the member alone.
+      `(train_states, everyone, pool, step, length) -> train_states, metrics`, compiled: length steps from step
+      on, up to steps_per_call.
+
+    Raises:
+      ValueError: for a member_chunk that does not divide the members of a device.
 
     Example:
-      >>> import jax, optax
+      >>> import optax
       >>> from jaxmeta import CRITERIA, EpisodeSpec, inner_sgd, load_sinusoid, maml, mlp, task_source
-      >>> criterion = CRITERIA["regression"]
-      >>> def make_learner(hyper):
-      ...     return maml(mlp(1), inner_optimizer=inner_sgd(hyper["inner_lr"]), criterion=criterion)
-      >>> source = task_source(load_sinusoid(), "test", EpisodeSpec(1, 5, 5))
-      >>> everyone = members([0, 1, 2], inner_lr=[0.01])
-      >>> states = init_population(everyone, make_learner, optax.adam(1e-3), source, num_tasks=4)
-      >>> evaluator = make_population_evaluator(make_learner, criterion, task_chunk=5)
-      >>> len(evaluator(everyone, states, source, jax.random.key(0), 10))
-      3
+      >>> learner = maml(mlp(1), inner_optimizer=inner_sgd(0.01), criterion=CRITERIA["regression"])
+      >>> everyone, source = members([0, 1]), task_source(load_sinusoid(), "train", EpisodeSpec(1, 5, 5))
+      >>> arguments, options = (lambda hyper: learner, optax.adam(1e-3), source), {"num_tasks": 2}
+      >>> states = init_population(everyone, *arguments, **options)
+      >>> program = compile_population(everyone, states, *arguments, **options, member_chunk=1)
+      >>> program.memory_analysis().temp_size_in_bytes > 0
+      True
     """
+    groups = _groups(mesh)
+    on_device = math.ceil(len(everyone.seeds) / groups)
+    member_chunk = on_device if member_chunk is None else member_chunk
+    check_member_chunk(member_chunk, on_device, "of a device")
 
-    @partial(jax.jit, static_argnums=(0, 1))
-    def judge_all(sample, spec, everyone, meta_params, state, pool, keys, first):
-        episodes = sample(keys[0], pool, spec, task_chunk, first_task=first)
-        task_noise = task_keys(keys[1], task_chunk, first_task=first)
+    def of_member(pool, step, length, seed, hyper, train_state):
+        train_step = make_train_step(make_learner(hyper), optimizer, estimator=estimator, task_chunk=task_chunk)
+        key = jax.random.split(jax.random.key(seed))[1]
+        # Compiled for its cache of traces: the shapes of a row and the loop are of one. Inlined, it leaves no mark.
+        take = jax.jit(drawn_step(train_step, source, num_tasks), inline=True)
 
-        def of_member(hyper, meta_params, state):
-            return judge_tasks(make_learner(hyper), criterion, num_steps)(meta_params, state, episodes, task_noise)
+        def body(index, carry):
+            train_state, rows = carry
+            new_state, row = take(train_state, pool, key)
+            # A member that diverged has stopped counting, and stays.
+            goes_on = (row["nonfinite"] == 0) & (train_state.step == step + index)
+            train_state = jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), new_state, train_state)
+            return train_state, jax.tree.map(lambda rows, row: rows.at[index].set(row), rows, row)
 
-        return jax.vmap(of_member, axis_size=len(everyone.seeds))(everyone.hyper, meta_params, state)
+        row = jax.eval_shape(take, train_state, pool, key)[1]
+        rows = jax.tree.map(lambda leaf: jnp.zeros((steps_per_call, *leaf.shape), leaf.dtype), row)
+        return jax.lax.fori_loop(0, length, body, (train_state, rows))
 
-    def evaluator(everyone: Members, train_states: TrainState, source: TaskSource, key: Key, num_tasks: int):
-        keys = tuple(jax.random.split(key))
-        at_hand = everyone, train_states.meta_params, train_states.state, source.pool, keys
-        chunks = [judge_all(source.sample, source.spec, *at_hand, first) for first in range(0, num_tasks, task_chunk)]
-        chunks = jax.device_get(chunks)
-        return [
-            summarize([{name: values[place] for name, values in chunk.items()} for chunk in chunks], num_tasks)
-            for place in range(len(everyone.seeds))
-        ]
+    def of_members(train_states, everyone, pool, step, length):
+        def of_one(member):
+            return of_member(pool, step, length, *member)
 
-    return evaluator
+        return in_turn(of_one, (*everyone, train_states), member_chunk)
+
+    def shaped(leaf, places: int, sharding: NamedSharding | None):
+        return jax.ShapeDtypeStruct((places, *leaf.shape[1:]), leaf.dtype, sharding=sharding)
+
+    place, divided, whole = {}, None, None
+    if mesh is not None:
+        divided, whole = NamedSharding(mesh, BY_MEMBER), NamedSharding(mesh, PartitionSpec())
+        given = BY_MEMBER, BY_MEMBER, *[PartitionSpec()] * 3
+        of_members = devices.on_each_device(of_members, mesh, given, BY_MEMBER)
+        place["out_shardings"] = divided
+    states, placed = jax.tree.map(lambda leaf: shaped(leaf, on_device * groups, divided), (train_states, everyone))
+    pool = jax.tree.map(lambda leaf: shaped(leaf, leaf.shape[0], whole), source.pool)
+    run = jax.jit(of_members, donate_argnums=0, **place)
+    return run.lower(states, placed, pool, np.int32(0), np.int32(0)).compile()
 
 
-def _first(tree, count: int, places: int):
+def in_turn(of_one: Callable[[PyTree], PyTree], everyone: PyTree, at_once: int) -> PyTree:
+    """Compute something of every member, so many at once: `vmap` inside, `scan` outside."""
+    if jax.tree.leaves(everyone)[0].shape[0] == at_once:
+        return jax.vmap(of_one)(everyone)
+    return jax.lax.map(of_one, everyone, batch_size=None if at_once == 1 else at_once)
+
+
+def check_member_chunk(chunk: int, count: int, whose: str = "") -> None:
+    """Refuse a chunk that does not divide the members."""
+    if chunk < 1 or count % chunk:
+        raise ValueError(
+            f"member_chunk must divide the {count} members{whose and ' ' + whose}; given {chunk}. "
+            f"Use one of {divisors(count)}."
+        )
+
+
+def _groups(mesh: Mesh | None) -> int:
+    return 1 if mesh is None else mesh.shape[devices.TASKS]
+
+
+def _first(tree, count: int):
     """Leave out the members that fill the devices up."""
-    return tree if count == places else jax.tree.map(lambda leaf: leaf[:count], tree)
+    return jax.tree.map(lambda leaf: leaf if leaf.shape[0] == count else leaf[:count], tree)

@@ -1,14 +1,12 @@
 """Several runs as one program: seeds times inner learning rates, a folder for each, a table for all."""
 
-import dataclasses
 import json
-import math
 import sys
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,36 +17,26 @@ from jaxmeta import checkpoint
 from jaxmeta.base import Evaluation, TrainState
 from jaxmeta.config import Config, ConfigError, refuse_idle_numbers
 from jaxmeta.config_json import to_json
-from jaxmeta.devices import TASKS
-from jaxmeta.folder import open_log, refuse_existing, write_atomically, write_config
+from jaxmeta.folder import open_log, refuse_existing, write_atomically
 from jaxmeta.judged_tasks import evaluation_key
 from jaxmeta.judgement import describe, examine, protocol_of, tasks_hash
 from jaxmeta.metrics import estimate
-from jaxmeta.parts import build
-from jaxmeta.population import Members, fit_population, init_population, make_population_evaluator, members
+from jaxmeta.population import fit_population
+from jaxmeta.population_evaluator import make_population_evaluator
 from jaxmeta.report import Reporter
 from jaxmeta.run import Interrupted, score_of, stop_on_signal, validation_row
-from jaxmeta.workspace import (
-    Workspace,
-    find_lowering,
-    keep_lowerings,
-    open_workspace,
-    state_like,
-    trace_judgement,
-    trace_step,
-)
-
-
-class Runs(NamedTuple):
-    """The runs of a sweep: who they are, what each is configured to, and where it goes."""
-
-    everyone: Members
-    configs: list[Config]
-    folders: list[Path]
+from jaxmeta.sweep_plan import Runs, judged_at_once, keep_runs, learner_of, list_runs, plan_runs
+from jaxmeta.workspace import Workspace, find_lowering, open_workspace, state_like, trace_step
 
 
 def train_sweep(
-    config: Config, out: Path, *, seeds: int = 1, inner_lrs: Sequence[float] = (), mesh: Mesh | None = None
+    config: Config,
+    out: Path,
+    *,
+    seeds: int = 1,
+    inner_lrs: Sequence[float] = (),
+    mesh: Mesh | None = None,
+    memory_mib: int | None = None,
 ) -> dict[str, Any]:
     """Train a population into a folder of run folders, and judge the best checkpoint of each.
 
@@ -58,13 +46,15 @@ def train_sweep(
       seeds: How many seeds.
       inner_lrs: Inner learning rates, each with every seed; that of the configuration if none.
       mesh: Devices to divide the runs among.
+      memory_mib: MiB that a device may use; None for what is at hand. Where all runs at once need more, fewer are
+        computed at once, then fewer tasks, and then less is kept of their inner loops.
 
     Returns:
       The table: for each inner learning rate the mean over seeds with its 95 % interval by
       Student's t, and what every run reached.
 
     Raises:
-      ConfigError: if the folder exists, or the numbers do not fit.
+      ConfigError: if the folder exists, the numbers do not fit, or nothing fits in memory.
       DataError: if the data is missing or damaged.
       Interrupted: after Ctrl-C, when the states are saved; each run can be resumed by itself.
     """
@@ -73,22 +63,29 @@ def train_sweep(
     began = time.monotonic()
     # The members of a population are computed in step: nothing reads ahead of them.
     workspace = open_workspace(config, lowering=find_lowering(), pool="device")
-    runs = _runs(workspace.config, out, seeds, inner_lrs)
-    # A device trains its share of the runs and judges all of them; a run that goes on does so by itself.
-    count = len(runs.folders)
-    on_device = math.ceil(count / (1 if mesh is None else mesh.shape[TASKS]))
-    cases = {**trace_step(workspace), **trace_judgement(workspace)}
-    cases |= {**trace_step(workspace, on_device), **trace_judgement(workspace, count)}
-    for one, folder in zip(runs.configs, runs.folders, strict=True):
-        write_config(folder, one, workspace.dataset)
-        keep_lowerings(folder, cases, workspace.lowering)
-    evaluator = make_population_evaluator(
-        partial(_learner, workspace),
-        workspace.parts.criterion,
-        num_steps=config.eval_inner_steps,
-        task_chunk=workspace.config.task_chunk or 1,
-    )
-    states = _train(workspace, runs, evaluator, mesh, began)
+    trace_step(workspace)
+    runs = list_runs(workspace.config, out, seeds, inner_lrs)
+    with Reporter(config.steps) as reporter, stop_on_signal() as stop:
+
+        def say(text: str) -> None:
+            reporter.say(text)
+            # Several programs may be compiled before one fits, and there is nothing yet to save.
+            if stop["signal"] is not None:
+                raise KeyboardInterrupt
+
+        say(f"{len(runs.folders)} runs as one program")
+        (workspace, program, plan), states = plan_runs(workspace, runs, mesh, memory_mib, say)
+        # As planned: each of them goes on by itself as it was computed here.
+        runs = list_runs(workspace.config, out, seeds, inner_lrs)
+        keep_runs(out, workspace, runs, plan)
+        evaluator = make_population_evaluator(
+            partial(learner_of, workspace),
+            workspace.parts.criterion,
+            num_steps=config.eval_inner_steps,
+            task_chunk=workspace.config.task_chunk or 1,
+            member_chunk=judged_at_once(runs, plan),
+        )
+        states = _train(workspace, runs, states, program, evaluator, mesh, began, reporter, stop)
     results = _judge(workspace, runs, evaluator, states)
     table = _table(workspace, runs, results)
     table["run"], table["seconds"] = str(out), round(time.monotonic() - began, 1)
@@ -114,26 +111,12 @@ def _check(config: Config, seeds: int, inner_lrs: Sequence[float]) -> None:
         raise ConfigError("--seeds and --inner-lrs train in one process, on all of its devices: start one only.")
 
 
-def _runs(config: Config, out: Path, seeds: int, inner_lrs: Sequence[float]) -> Runs:
-    numbers, rates = range(config.seed, config.seed + seeds), tuple(inner_lrs) or (config.inner_lr,)
-    # In the order of `members`: the seed changes fastest.
-    configs = [dataclasses.replace(config, seed=seed, inner_lr=rate) for rate in rates for seed in numbers]
-    folders = [out / f"seed{one.seed}{f'-inner-lr{one.inner_lr:g}' if inner_lrs else ''}" for one in configs]
-    return Runs(members(numbers, inner_lr=rates), configs, folders)
-
-
-def _learner(workspace: Workspace, hyper):
-    config = dataclasses.replace(workspace.config, **hyper)
-    return build(config, workspace.dataset, lowering=workspace.lowering).learner
-
-
-def _train(workspace: Workspace, runs: Runs, evaluator, mesh, began: float) -> TrainState:
+def _train(
+    workspace: Workspace, runs: Runs, states: TrainState, program, evaluator, mesh, began: float, reporter, stop
+) -> TrainState:
     """Run `fit_population`; log, validate and save every run."""
     config, source = workspace.config, workspace.sources["train"]
     parts, everyone, folders = workspace.parts, runs.everyone, runs.folders
-    make_learner = partial(_learner, workspace)
-    options: dict[str, Any] = {"num_tasks": config.tasks, "estimator": parts.estimator}
-    states = init_population(everyone, make_learner, parts.optimizer, source, **options)
 
     def log(place, row):
         with open_log(folders[place], False) as write:
@@ -150,7 +133,8 @@ def _train(workspace: Workspace, runs: Runs, evaluator, mesh, began: float) -> T
 
     def validate(states: TrainState) -> list[float]:
         key, tasks = evaluation_key("validation"), config.validation_episodes
-        evaluations = evaluator(everyone, states, workspace.sources["validation"], key, tasks)
+        # By one device, whichever they were trained on.
+        evaluations = evaluator(everyone, jax.device_get(states), workspace.sources["validation"], key, tasks)
         for place, evaluation in enumerate(evaluations):
             log(place, validation_row(evaluation, int(states.step[place])))
         means = [evaluation.metrics[workspace.headline].mean for evaluation in evaluations]
@@ -179,23 +163,21 @@ def _train(workspace: Workspace, runs: Runs, evaluator, mesh, began: float) -> T
         return stopping
 
     reached = {"step": 0}
-    with Reporter(config.steps) as reporter, stop_on_signal() as stop:
-        reporter.say(f"{len(folders)} runs as one program")
-        states = fit_population(
-            everyone,
-            states,
-            make_learner,
-            parts.optimizer,
-            source,
-            **options,
-            num_steps=config.steps,
-            steps_per_call=config.log_every,
-            task_chunk=config.task_chunk,
-            callback=callback,
-            mesh=mesh,
-        )
-        if stop["signal"]:
-            raise Interrupted(f"Stopped at step {reached['step']}; each run can go on by itself: --resume --out RUN.")
+    states = fit_population(
+        everyone,
+        states,
+        partial(learner_of, workspace),
+        parts.optimizer,
+        source,
+        num_tasks=config.tasks,
+        num_steps=config.steps,
+        steps_per_call=config.log_every,
+        callback=callback,
+        mesh=mesh,
+        program=program,
+    )
+    if stop["signal"]:
+        raise Interrupted(f"Stopped at step {reached['step']}; each run can go on by itself: --resume --out RUN.")
     return states
 
 

@@ -138,18 +138,25 @@ def whole_training() -> dict:
 
 
 def population() -> dict:
-    """Six members on four devices: two places are filled up, and nothing is exchanged."""
+    """Seven members on several devices, at once or in turn: a place is filled up, and nothing is exchanged."""
 
     def make_learner(hyper):
         optimizer = jm.inner_sgd(hyper["inner_lr"])
         return jm.maml(jm.mlp(1, hidden=(8,)), inner_optimizer=optimizer, criterion=jm.CRITERIA["regression"])
 
-    everyone, states = jm.members([0, 1, 2], inner_lr=[0.01, 0.1]), []
-    for mesh in (None, jm.make_mesh(4)):
+    states, everyone = [], jm.members(range(7), inner_lr=[0.05])
+    # Two on each of four devices, four on each of two, and two groups whose networks are divided as well.
+    four, two, model = jm.make_mesh(4), jm.make_mesh(2), jm.make_mesh(4, model_devices=2)
+    ways = ((None, None), (four, None), (four, 1), (two, 2), (model, 4))
+    for mesh, at_once in ways:
         first = jm.init_population(everyone, make_learner, OPTIMIZER, SINES, num_tasks=2)
-        options = {"num_tasks": 2, "num_steps": 3, "mesh": mesh}
+        options = {"num_tasks": 2, "num_steps": 3, "steps_per_call": 2, "mesh": mesh, "member_chunk": at_once}
         states.append(jm.fit_population(everyone, first, make_learner, OPTIMIZER, SINES, **options))
-    return {"error": distance(*states), "members": states[1].step.shape[0]}
+    whole, *divided = states
+    return {
+        "error": max(distance(whole, state) for state in divided),
+        "members": [state.step.shape[0] for state in divided],
+    }
 
 
 def host_pool() -> dict:

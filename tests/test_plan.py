@@ -17,6 +17,7 @@ from test_train import OPTIMIZER, TASKS, learner_of
 from jaxmeta import make_train_step
 from jaxmeta.cli import main
 from jaxmeta.config import Config
+from jaxmeta.device_memory import memory_at_hand, program_bytes
 from jaxmeta.dispatch import compile_steps
 from jaxmeta.plan import (
     SAME_GRADIENT,
@@ -26,9 +27,7 @@ from jaxmeta.plan import (
     divisors,
     fastest_plan,
     fit_plan,
-    memory_at_hand,
     plan_table,
-    program_bytes,
 )
 from jaxmeta.planning import plan_run
 from jaxmeta.presets import PRESETS
@@ -93,6 +92,17 @@ def test_a_precision_is_changed_last_and_only_if_allowed():
     assert "| remat_group | 1 | bfloat16 | 0 | 0.0 | - | chosen |" in plan_table(plan)
     with pytest.raises(DoesNotFit, match="--metagrad remat_group --precision bfloat16, and"):
         fit_plan(measured, wanted, budget=60, others=SAME_GRADIENT, precisions=["bfloat16"])
+
+
+def test_members_of_a_population_give_way_first():
+    def measure(candidate):
+        return measured(candidate)._replace(num_bytes=1000 * candidate.members * candidate.task_chunk)
+
+    plan = fit_plan(measure, Candidate("unrolled", 4, members=6), budget=2000)
+    assert [(one.candidate.task_chunk, one.candidate.members) for one in plan.tried] == [(4, 6), (4, 3), (4, 1), (2, 1)]
+    assert plan.chosen == Candidate("unrolled", 2, members=1)
+    assert "| metagrad | task chunk | precision | runs at once | MiB a device |" in plan_table(plan)
+    assert "runs at once" not in plan_table(fit_plan(measured, Candidate("unrolled", 4), budget=None))
 
 
 @pytest.mark.parametrize("speed, chosen", [(2.0, "bfloat16"), (1.02, "float32"), (0.5, "float32")])

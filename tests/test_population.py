@@ -1,6 +1,10 @@
 """A population: each member is what it would be alone, and none spoils another."""
 
 import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,7 +13,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 import jaxmeta as jm
+from jaxmeta import population_evaluator
 from jaxmeta.cli import main
+from jaxmeta.presets import PRESETS
+from jaxmeta.sweep_plan import list_runs, plan_runs
+from jaxmeta.workspace import open_workspace
 
 SOURCE = jm.task_source(jm.load_sinusoid(), "train", jm.EpisodeSpec(1, 5, 5))
 CRITERION = jm.CRITERIA["regression"]
@@ -65,8 +73,8 @@ def population():
 
 def test_a_member_is_its_run_alone(population):
     everyone, states, traces, _ = population
-    # One program for each length of a call, whatever the number of members.
-    assert traces == 2
+    # One program, whatever the number of members, and of steps in a call.
+    assert traces == 1
     for place in (1, 2):
         seed, rate = int(everyone.seeds[place]), float(everyone.hyper["inner_lr"][place])
         assert_close(member(states, place), alone(seed, rate)[1])
@@ -90,6 +98,151 @@ def test_every_member_is_judged_as_alone(population):
     )
     np.testing.assert_allclose(evaluations[3].metrics["mse"].per_task, expected.metrics["mse"].per_task, rtol=1e-4)
     assert evaluations[3].metrics["mse"].per_task.shape == (10,)
+
+
+def test_members_computed_in_turn_are_those_computed_at_once(population):
+    everyone, together, *_ = population
+    options, needed, begun = {"num_tasks": 4, "steps_per_call": 4}, {}, []
+    for at_once in (6, 2, 1):
+        states = jm.init_population(everyone, make_learner, OPTIMIZER, SOURCE, num_tasks=4)
+        arguments = everyone, states, make_learner, OPTIMIZER, SOURCE
+        program = jm.compile_population(*arguments, **options, member_chunk=at_once)
+        needed[at_once] = program.memory_analysis().temp_size_in_bytes
+
+        def counted(*given, program=program):
+            begun.append(at_once)  # noqa: B023
+            return program(*given)
+
+        assert_close(jm.fit_population(*arguments, **OPTIONS, program=counted), together)
+    # Two calls of up to four steps each, by the program that was given.
+    assert begun == [6, 6, 2, 2, 1, 1] and needed[1] < needed[6]
+
+
+def test_members_judged_in_turn_are_those_judged_at_once(population, monkeypatch):
+    everyone, states, *_ = population
+    taken, plain = [], population_evaluator.in_turn
+    monkeypatch.setattr(population_evaluator, "in_turn", lambda *args: taken.append(args[-1]) or plain(*args))
+    key, values = jax.random.key(1), []
+    for size in (None, 3, 1):
+        options = {"num_steps": 2, "task_chunk": 5, "member_chunk": size}
+        judged = jm.make_population_evaluator(make_learner, CRITERION, **options)(everyone, states, SOURCE, key, 10)
+        values.append([evaluation.metrics["mse"].per_task for evaluation in judged])
+    assert taken == [6, 3, 1]
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-4)
+    np.testing.assert_allclose(values[2], values[0], rtol=1e-4)
+    evaluator = jm.make_population_evaluator(make_learner, CRITERION, member_chunk=4)
+    with pytest.raises(ValueError, match=r"must divide the 6 members; given 4. Use one of \[1, 2, 3, 6\]"):
+        evaluator(everyone, states, SOURCE, key, 10)
+
+
+def test_one_member_and_a_learner_without_inner_loop():
+    """Of an estimator that keeps something of each task, too."""
+
+    def learner_of(hyper):
+        return jm.reptile(jm.mlp(1, hidden=(8,)), inner_optimizer=jm.inner_sgd(0.02), criterion=CRITERION)
+
+    for learner, estimator in ((make_learner, jm.pes(num_pairs=1)), (learner_of, None)):
+        everyone = jm.members([3], inner_lr=[0.02])
+        options = {"num_tasks": 4, "estimator": estimator}
+        states = jm.init_population(everyone, learner, OPTIMIZER, SOURCE, **options)
+        states = jm.fit_population(everyone, states, learner, OPTIMIZER, SOURCE, **{**OPTIONS, **options})
+        key_init, key_train = jax.random.split(jax.random.key(3))
+        of_one = learner({"inner_lr": 0.02})
+        state = jm.init_train_state(key_init, of_one, OPTIMIZER, SOURCE, **options)
+        step = jm.make_train_step(of_one, OPTIMIZER, estimator=estimator)
+        assert_close(member(states, 0), jm.fit(step, state, SOURCE, key_train, **OPTIONS))
+
+
+def test_a_chunk_that_does_not_divide_the_members_is_refused():
+    everyone = jm.members([0, 1, 2, 3])
+    states = jm.init_population(everyone, lambda hyper: make_learner({"inner_lr": 0.1}), OPTIMIZER, SOURCE, num_tasks=4)
+    for chunk in (0, 3):
+        with pytest.raises(ValueError, match=rf"must divide the 4 members .* given {chunk}. Use one of \[1, 2, 4\]"):
+            jm.fit_population(everyone, states, make_learner, OPTIMIZER, SOURCE, **OPTIONS, member_chunk=chunk)
+
+
+SWEEP = "--dataset sinusoid --tasks 4 --steps 4 --log-every 2 --checkpoint-every 4 --devices 1".split()
+SWEEP += "--outer-schedule constant --task-chunk 4 --eval-episodes 8 --validation-episodes 4 --seeds 4".split()
+
+
+def test_runs_that_do_not_fit_at_once_are_trained_in_turn(tmp_path, monkeypatch, capsys):
+    """Made-up sizes of programs: first fewer runs at once, then fewer tasks, then less of a loop is kept."""
+    sizes, compiled, used = iter([9, 5, 4, 3, 3, 2]), [], []
+
+    def compile_population(*args, **options):
+        compiled.append((options["member_chunk"], options["task_chunk"], jm.compile_population(*args, **options)))
+        return compiled[-1][-1]
+
+    def fit_population(*args, program, **options):
+        used.append(program)
+        return jm.fit_population(*args, program=program, **options)
+
+    def evaluator(*args, **options):
+        used.append(options["member_chunk"])
+        return jm.make_population_evaluator(*args, **options)
+
+    monkeypatch.setattr("jaxmeta.planning.program_bytes", lambda program: next(sizes) * 2**20)
+    monkeypatch.setattr("jaxmeta.sweep_plan.compile_population", compile_population)
+    monkeypatch.setattr("jaxmeta.sweep.fit_population", fit_population)
+    monkeypatch.setattr("jaxmeta.sweep.make_population_evaluator", evaluator)
+    out = tmp_path / "tight"
+    assert main(["train", *SWEEP, "--memory-mib", "2", "--out", str(out)]) == 0
+    table = [[cell.strip() for cell in line.split("|")[1:]] for line in (out / "plan.md").read_text().splitlines()[:8]]
+    assert table[0][3] == "runs at once" and next(sizes, None) is None
+    assert [row[:2] + row[3:5] for row in table[2:]] == [
+        ["unrolled", "4", "4", "9"],
+        ["unrolled", "4", "2", "5"],
+        ["unrolled", "4", "1", "4"],
+        ["unrolled", "2", "1", "3"],
+        ["unrolled", "1", "1", "3"],
+        ["mixed_mode", "1", "1", "2"],
+    ]
+    assert [one[:2] for one in compiled] == [(4, 4), (2, 4), (1, 4), (1, 2), (1, 1), (1, 1)]
+    # The last of them is what trains, and no more are judged at once than are trained.
+    assert used[0] == 1 and used[1] is compiled[-1][-1]
+    # As planned: a run that goes on by itself is computed as here.
+    config = json.loads((out / "seed3" / "config.json").read_text())
+    assert (config["task_chunk"], config["metagrad"]) == (1, "mixed_mode")
+    values = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"][0]["values"]
+    monkeypatch.undo()
+    monkeypatch.setattr("jaxmeta.sweep.make_population_evaluator", evaluator)
+    assert main(["train", *SWEEP, "--out", str(tmp_path / "roomy")]) == 0
+    assert not (tmp_path / "roomy" / "plan.md").exists() and used[-1] == 4
+    roomy = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"][0]["values"]
+    np.testing.assert_allclose(values, roomy, rtol=1e-4)
+    assert main(["train", "--resume", "--out", str(out / "seed3"), "--steps", "6"]) == 0
+
+
+def test_a_budget_that_no_run_meets_leaves_nothing(tmp_path, capsys):
+    out = tmp_path / "none"
+    options = "--dataset sinusoid --tasks 2 --queries 100000 --log-every 1 --devices 1 --metagrad first_order".split()
+    assert main(["train", *options, "--seeds", "2", "--memory-mib", "1", "--out", str(out)]) == 2
+    message = capsys.readouterr().err
+    assert "run by run, and 1 MiB may be used" in message and "Use fewer --seeds, queries" in message
+    assert not out.exists()
+
+
+def test_an_interruption_while_planning_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(program):
+        os.kill(os.getpid(), signal.SIGINT)
+        return 2**30
+
+    monkeypatch.setattr("jaxmeta.planning.program_bytes", interrupted)
+    out = tmp_path / "stopped"
+    assert main(["train", *SWEEP, "--memory-mib", "1", "--out", str(out)]) == 130
+    assert not out.exists()
+
+
+def test_the_images_are_there_already_and_the_runs_are_not(monkeypatch):
+    """What a population may use: what is at hand, and what of the program's data is there."""
+    monkeypatch.setattr("jaxmeta.planning.memory_at_hand", lambda: 10**9)
+    workspace = open_workspace(replace(PRESETS["sinusoid-maml"], tasks=2, log_every=1), pool="device")
+    pool = np.zeros(1000, np.float32)
+    sources = workspace.sources | {"train": workspace.sources["train"]._replace(pool=pool)}
+    runs = list_runs(workspace.config, Path("nowhere"), 3, ())
+    planned, states = plan_runs(workspace._replace(sources=sources), runs, None, None, lambda text: None)
+    assert planned.plan.budget == 10**9 + pool.nbytes and planned.plan.chosen.members == 3
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(states))
 
 
 @pytest.mark.slow
