@@ -4,7 +4,16 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmeta import inner_adam, inner_loop, inner_momentum, inner_sgd, learning_rates, meta_grad
+from jaxmeta import (
+    inner_adam,
+    inner_loop,
+    inner_momentum,
+    inner_sgd,
+    learning_rates,
+    meta_grad,
+    truncated,
+    unrolled,
+)
 
 
 def objective(phi, theta, state, data, key):
@@ -23,15 +32,71 @@ def test_scan_equals_python_loop(x64):
     assert int(result.opt_state[0].count) == 4
 
 
-@pytest.mark.parametrize(("size", "num_steps", "written_out"), [(10, 3, 3), (10, 12, 5), (10_000, 3, 1)])
-def test_steps_over_few_numbers_are_written_out(size, num_steps, written_out):
+@pytest.mark.parametrize(
+    ("size", "theta", "num_steps", "remat", "scans"),
+    [
+        (10, 1, 3, None, []),
+        (10, 1, 12, None, [(12, 5)]),
+        (10_000, 1, 3, None, [(3, 1)]),
+        # Few numbers that move, of a large network: that is work enough.
+        (10, 10_000, 3, None, [(3, 1)]),
+        # Outside of a scan XLA's CPU backend would keep what is to be computed again.
+        (10, 1, 3, "step", [(3, 1)]),
+    ],
+)
+def test_steps_over_few_numbers_are_written_out(size, theta, num_steps, remat, scans):
     """So much at once, and no more with more steps; where the arithmetic counts it stays a loop."""
 
     def solve(start):
-        return inner_loop(objective, optax.sgd(0.1), num_steps)(start, (), (), 0.0, jax.random.key(0)).phi
+        loop = inner_loop(objective, optax.sgd(0.1), num_steps, unrolled(remat=remat))
+        return loop(start, jnp.ones(theta), (), 0.0, jax.random.key(0)).phi
 
-    scans = [one for one in jax.make_jaxpr(solve)(jnp.ones(size)).eqns if one.primitive.name == "scan"]
-    assert [(one.params["length"], one.params["unroll"]) for one in scans] == [(num_steps, written_out)]
+    found = [one for one in jax.make_jaxpr(solve)(jnp.ones(size)).eqns if one.primitive.name == "scan"]
+    assert [(one.params["length"], one.params["unroll"]) for one in found] == scans
+
+
+@pytest.mark.parametrize("metagrad", [unrolled(), truncated(2)], ids=["unrolled", "truncated"])
+def test_steps_written_out_are_those_of_the_scan(metagrad, monkeypatch, x64):
+    """Gradient, records, data and numbers by index, begun at a traced step; traced once, however often written."""
+    traced = []
+
+    def pulled(phi, theta, state, data, key):
+        traced.append(1)
+        return jnp.sum((phi - theta * data) ** 2) + jnp.sum(phi * jax.random.normal(key, phi.shape)), ()
+
+    def run(theta, first_step):
+        options = {"data_at": lambda data, index: data[index], "record": ["loss", "phi"]}
+        solve = inner_loop(pulled, inner_momentum(0.1), 4, metagrad, **options)
+        result = solve(jnp.ones(3), theta, (), jnp.arange(8.0), jax.random.key(0), first_step=first_step)
+        return jnp.sum(result.phi**2), (result.per_step, result.next_step)
+
+    given = []
+    for most in (8192, 0):
+        monkeypatch.setattr("jaxmeta.metagrad.paths.SMALL_LOOP", most)
+        traced.clear()
+        given.append(jax.jit(jax.value_and_grad(run, has_aux=True))(2.0, jnp.int32(3)))
+        given.append(len(traced))
+    written_out, traces, scanned, traces_of_scan = given
+    assert traces <= traces_of_scan + 1
+    for one, other in zip(jax.tree.leaves(written_out), jax.tree.leaves(scanned), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
+def test_the_first_step_of_all_tasks_is_computed_at_once():
+    """All begin with the same numbers: a product with them is one of all examples, not one for each task."""
+
+    def loss(phi, theta, state, data, key):
+        return jnp.sum((data @ phi) ** 2), ()
+
+    def adapt(start, data):
+        return inner_loop(loss, optax.sgd(0.1), 2)(start, (), (), data, jax.random.key(0)).phi
+
+    jaxpr = jax.make_jaxpr(jax.vmap(adapt, (None, 0)))(jnp.ones((3, 2)), jnp.ones((7, 5, 3)))
+    products = [one for one in jaxpr.eqns if one.primitive.name == "dot_general"]
+    # The weights of the first product have no axis of tasks; those of the second step's have.
+    shapes = [tuple(operand.aval.ndim for operand in one.invars) for one in products]
+    assert (3, 2) in shapes or (2, 3) in shapes
+    assert (3, 3) in shapes
 
 
 def test_no_steps_returns_the_start():

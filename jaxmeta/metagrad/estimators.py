@@ -35,7 +35,10 @@ def mean_over_tasks(tree: PyTree) -> PyTree:
 
 
 def exact() -> Estimator:
-    """Differentiate each task's loss by `jax.value_and_grad`, as the learner's strategy says, and average.
+    """Differentiate the mean of the tasks' losses, as the learner's strategy says.
+
+    Not the mean of their gradients, which is the same number: what all tasks compute with the same weights (everything,
+    where nothing is adapted) then has one product for the gradient of all, and no gradient of each task is kept.
 
     Returns:
       An `Estimator` without a state.
@@ -50,9 +53,12 @@ def exact() -> Estimator:
 
     def value_and_grad(learner, meta_params, state, estimator_state, episodes, keys, step):
         check_floats(meta_params, "meta_params")
-        of_task = jax.value_and_grad(learner.loss, has_aux=True)
-        per_task = jax.vmap(of_task, in_axes=(None, None, 0, 0, None))(meta_params, state, episodes, keys, step)
-        value, grads = mean_over_tasks(per_task)
+        of_tasks = jax.vmap(learner.loss, in_axes=(None, None, 0, 0, None))
+
+        def mean_loss(meta_params):
+            return mean_over_tasks(of_tasks(meta_params, state, episodes, keys, step))
+
+        value, grads = jax.value_and_grad(mean_loss, has_aux=True)(meta_params)
         return value, grads, estimator_state
 
     return Estimator(init, value_and_grad)

@@ -115,11 +115,12 @@ def truncated(num_steps: int = 1, *, remat: Remat = None) -> MetaGrad:
     if remat == "group":
         raise ValueError("truncated takes remat=None, 'step' or a policy; 'group' is for unrolled().")
     step, _ = rematerialise(remat)
+    again = remat is not None
 
     def solve(loop: Loop):
         cut = loop.num_steps - num_steps
         if cut <= 0:
-            return run_loop(loop)
+            return run_loop(loop, remat=again)
         reason = (
             f"truncated({num_steps}) of {loop.num_steps} steps cannot see the start of the inner loop, which depends "
             "on a meta-parameter: its gradient would be zero. Say that this is meant by jax.lax.stop_gradient, "
@@ -130,7 +131,7 @@ def truncated(num_steps: int = 1, *, remat: Remat = None) -> MetaGrad:
         # What init does not take from its inputs is an opt_state that was handed in.
         first = no_derivative(loop.init(constant), reason)
         carry, early = jax.lax.stop_gradient(run_steps(loop, constant, first, 0, cut))
-        carry, late = run_steps(loop, loop.inputs, carry, cut, loop.num_steps)
+        carry, late = run_steps(loop, loop.inputs, carry, cut, loop.num_steps, remat=again)
         return carry, jax.tree.map(lambda *leaves: jax.numpy.concatenate(leaves), early, late)
 
     return MetaGrad(inner_gradient, step, solve)
