@@ -8,8 +8,8 @@ CPU: a dry run.
 
 Writes into FOLDER: `gpu.json` (card, driver, versions, what products and copies reach), `speed-float32.json` and
 `speed-tf32.json` with their pictures, `bench-bfloat16.json` (jaxmeta alone: its share of bfloat16 products), and
-`report.md` with all tables. Each part is written as soon as it is known, so
-that a run that is cut short leaves what it had.
+`report.md` with all tables. Each part is written as soon as it is known, so that a run that is cut short leaves what
+it had.
 """
 
 import argparse

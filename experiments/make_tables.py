@@ -6,7 +6,8 @@
     python experiments/make_tables.py --check    # fail if they are not what the records say
 
 Results are kept in experiments/results.jsonl (one for each reached number), those of the experiments of tuning in
-experiments/comparisons.json, those of the benchmarks in JSON files beside them. Tables stand between `<!-- NAME -->`
+experiments/comparisons.json, those of tasks that arrive in experiments/online_sinusoid.json (which online_sinusoid.py
+writes by --json), those of the benchmarks in JSON files beside them. Tables stand between `<!-- NAME -->`
 and `<!-- end NAME -->`.
 """
 
@@ -24,46 +25,95 @@ from jaxmeta.folder import write_atomically
 REPO = Path(__file__).resolve().parents[1]
 RESULTS = REPO / "experiments" / "results.jsonl"
 COMPARISONS = REPO / "experiments" / "comparisons.json"
+ONLINE = REPO / "experiments" / "online_sinusoid.json"
 BENCHMARK = REPO / "benchmarks" / "meta_step.json"
 # Of the strategies in memory.json: the rest is for who runs the benchmark.
 IN_README = r"(unrolled\((remat=.step.)?\)|mixed_mode\(\))(, layers (checkpointed|in a Python loop))?|first_order.*"
 PAGES = (REPO / "README.md", REPO / "experiments" / "README.md")
 
 
+def recorded() -> list[dict]:
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
 def results_table() -> str:
+    """Lay out what stands by itself; what was trained under one budget has a table of its own."""
     lines = [
         "| data | task | algorithm, strategy | norm | inner steps (test) | outer steps | result | paper | why not "
         "| min | on | fingerprint |",
         "| --- " * 12 + "|",
     ]
-    for row in map(json.loads, RESULTS.read_text().splitlines()):
-        paper = "-" if row.get("paper") is None else paper_of(row)
-        if "accuracy" in row:
-            value = f"{100 * row['accuracy']:.1f} +- {100 * row['ci95']:.1f} %"
-            queries = "1 query" if row["queries"] == 1 else f"{row['queries']} queries"
-            turned = {"by chance": ", turned by chance", "none": ", upright"}.get(row.get("turns"), "")
-            task = f"{row['ways']}-way {row['shots']}-shot, {queries} a class{turned}"
-        else:
-            value = f"mse {row['mse']:.2f} +- {row['ci95']:.2f}"
-            task = f"{row['shots']} points"
-        # What has no inner loop has no strategy either.
-        steps = f"{row['inner_steps']} ({row['eval_inner_steps']})" if row["metagrad"] or row["inner_steps"] else "-"
-        cells = (
-            trained_and_judged(row),
-            task,
-            ", ".join(filter(None, (row["algorithm"], row["metagrad"], ways_of_training(row)))),
-            norm_of(row),
-            steps,
-            row["steps"] or "-",
-            value,
-            paper,
-            row.get("why") or "-",
-            minutes_of(row),
-            row["hardware"],
-            row.get("fingerprint", "-"),
-        )
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+    for row in recorded():
+        if not is_under_budget(row):
+            lines.append(f"| {' | '.join((trained_and_judged(row), task_of(row), *cells_of(row, result_of(row))))} |")
     return "\n".join(lines)
+
+
+def budget_table() -> str:
+    """Lay out what was trained under a budget and met the same tasks, the best first, each beside MAML of its seed."""
+    rows = sorted(filter(is_under_budget, recorded()), key=lambda row: -row["accuracy"])
+    if not rows:
+        return "Nothing recorded yet."
+    check_same_tasks(rows)
+    lines = [
+        f"{trained_and_judged(rows[0])}, {task_of(rows[0])}:\n",
+        "| algorithm, strategy | norm | inner steps (test) | outer steps | result | to MAML | paper | why not | min "
+        "| on | fingerprint |",
+        "| --- " * 11 + "|",
+    ]
+    maml = {row.get("seed"): row["accuracy"] for row in rows if row["algorithm"] == "maml"}
+    for row in rows:
+        ahead = "-"
+        if row["algorithm"] != "maml" and row.get("seed") in maml:
+            ahead = f"{100 * (row['accuracy'] - maml[row.get('seed')]):+.1f}"
+        lines.append(f"| {' | '.join(cells_of(row, f'{result_of(row)} | {ahead}'))} |")
+    return "\n".join(lines)
+
+
+def check_same_tasks(rows: list[dict]) -> None:
+    """Refuse rows under a budget that cannot stand in one table."""
+    tasks = {(trained_and_judged(row), task_of(row), row.get("episodes_hash")): row["run"] for row in rows}
+    if len(tasks) > 1:
+        raise SystemExit(
+            "Results under a budget stand in one table and meet the same tasks; given those of "
+            f"{' and '.join(tasks.values())}: {', '.join(map(str, tasks))}. Leave budget_minutes out of one of them."
+        )
+
+
+def cells_of(row: dict, result: str) -> tuple[str, ...]:
+    """Give the cells that both tables of results have."""
+    # What has no inner loop has no strategy either.
+    steps = f"{row['inner_steps']} ({row['eval_inner_steps']})" if row["metagrad"] or row["inner_steps"] else "-"
+    return (
+        ", ".join(filter(None, (row["algorithm"], row["metagrad"], ways_of_training(row)))),
+        norm_of(row),
+        steps,
+        str(row["steps"] or "-"),
+        result,
+        "-" if row.get("paper") is None else paper_of(row),
+        row.get("why") or "-",
+        minutes_of(row),
+        row["hardware"],
+        row.get("fingerprint", "-"),
+    )
+
+
+def task_of(row: dict) -> str:
+    if "accuracy" not in row:
+        return f"{row['shots']} points"
+    queries = "1 query" if row["queries"] == 1 else f"{row['queries']} queries"
+    turned = {"by chance": ", turned by chance", "none": ", upright"}.get(row.get("turns"), "")
+    return f"{row['ways']}-way {row['shots']}-shot, {queries} a class{turned}"
+
+
+def result_of(row: dict) -> str:
+    if "accuracy" in row:
+        return f"{100 * row['accuracy']:.1f} +- {100 * row['ci95']:.1f} %"
+    return f"mse {row['mse']:.2f} +- {row['ci95']:.2f}"
+
+
+def is_under_budget(row: dict) -> bool:
+    return bool(row.get("budget_minutes") and "accuracy" in row)
 
 
 def trained_and_judged(row: dict) -> str:
@@ -105,11 +155,11 @@ def is_reached(row: dict) -> bool:
 def is_far_from_maml(row: dict, rows: list[dict]) -> bool:
     """Tell whether an algorithm under a budget is more than 2 points below MAML on the same tasks."""
     tasks = ("dataset", "trained_on", "ways", "shots", "queries", "episodes_hash")
-    return bool(row.get("budget_minutes") and "accuracy" in row) and any(
+    return is_under_budget(row) and any(
         other["algorithm"] == "maml"
-        and other.get("budget_minutes")
+        and is_under_budget(other)
         and all(other.get(key) == row.get(key) for key in tasks)
-        and row["accuracy"] < other.get("accuracy", 0.0) - 0.02
+        and row["accuracy"] < other["accuracy"] - 0.02
         for other in rows
     )
 
@@ -207,9 +257,25 @@ def comparisons_table() -> str:
     return comparisons.table(json.loads(COMPARISONS.read_text()))
 
 
+def online_table() -> str:
+    """Lay out what experiments/online_sinusoid.py wrote."""
+    if not ONLINE.exists():
+        return "Not recorded yet: run experiments/online_sinusoid.py --json experiments/online_sinusoid.json."
+    record = json.loads(ONLINE.read_text())
+    columns = [f"{kind}, {size} points" for kind in ("regret", f"last {record['late']}") for size in record["sizes"]]
+    lines = [f"| way | {' | '.join(columns)} | fingerprint |", "| --- " * (len(columns) + 2) + "|"]
+    for row in record["rows"]:
+        cells = [f"{value:.1f} +- {interval:.1f}" for value, interval in row["regret"]]
+        cells += [f"{value:.3f} +- {interval:.3f}" for value, interval in row["late"]]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} | {row['fingerprint']} |")
+    return "\n".join(lines)
+
+
 TABLES = {
+    "online": online_table,
     "comparisons": comparisons_table,
     "results": results_table,
+    "budget": budget_table,
     "benchmark": benchmark_table,
     "memory": memory_table,
     "depth": depth_table,
@@ -219,8 +285,10 @@ TABLES = {
 
 def filled(text: str) -> str:
     for name, make in TABLES.items():
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- end {name} -->)"
-        text = re.sub(pattern, lambda match, make=make: f"{match[1]}{make()}{match[2]}", text, flags=re.DOTALL)
+        marks = f"<!-- {name} -->\n", f"<!-- end {name} -->"
+        if marks[0] in text:
+            before, rest = text.split(marks[0], 1)
+            text = f"{before}{marks[0]}{make()}\n{marks[1]}{rest.split(marks[1], 1)[1]}"
     return text
 
 
@@ -238,7 +306,7 @@ def add(run: Path, file: str, **noted) -> None:
         config = json.loads((run / "config.json").read_text())
         if config["dataset"] == "omniglot":
             row["class_split"] = config["split"]
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    rows = recorded()
     if not is_reached(row) and not noted["why"]:
         raise SystemExit(f"{run} does not reach the paper's {noted['paper']}: say by --why what kept it from it.")
     if is_far_from_maml(row, rows) and not noted["why"]:
@@ -250,6 +318,7 @@ def add(run: Path, file: str, **noted) -> None:
         rows[same[0]] = row
     else:
         rows.append(row)
+    check_same_tasks(list(filter(is_under_budget, rows)))
     write_atomically(RESULTS, "".join(json.dumps(kept) + "\n" for kept in rows))
 
 
@@ -287,7 +356,7 @@ def main() -> int:
             parser.error(f"--compare needs --hardware and one of {', '.join(comparisons.READERS)}; given {name}")
         compare(name, Path(file), options.hardware)
     stale = [page for page in PAGES if filled(page.read_text()) != page.read_text()]
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    rows = recorded()
     below = [row for row in rows if not is_reached(row) or is_far_from_maml(row, rows)]
     unexplained = [row["run"] for row in below if not row.get("why")]
     if unexplained:

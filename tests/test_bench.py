@@ -136,6 +136,38 @@ def test_a_card_s_machine_needs_no_more_than_jax_flax_optax_and_chex():
     assert json.loads(result.stdout.splitlines()[-1])["load"] == "A1"
 
 
+@pytest.mark.slow
+def test_the_script_for_a_card_runs_dry(tmp_path):
+    """All parts on tiny loads: a table and a file for each precision, jaxmeta alone in bfloat16."""
+    command = [sys.executable, str(REPO / "benchmarks" / "gpu.py"), "--out", str(tmp_path), "--loads", "A1"]
+    command += ["--peers", "plain JAX vmap", "learn2learn", "--precisions", "float32", "bfloat16"]
+    result = subprocess.run([*command, "--quick", "--rounds", "1"], capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    report = (tmp_path / "report.md").read_text()
+    of_float32, of_bfloat16 = report.split("## bfloat16")
+    assert "## float32" in of_float32 and "| jaxmeta |" in of_float32 and "| A1: sinusoid" in of_bfloat16
+    assert json.loads((tmp_path / "gpu.json").read_text())["rates"]["backend"] == jax.default_backend()
+    rows = json.loads((tmp_path / "speed-float32.json").read_text())["rows"]
+    (peer,) = (row for row in rows if row["contender"] == "learn2learn")
+    assert peer.get("seconds") or "not installed" in peer["status"]
+    (row,) = json.loads((tmp_path / "bench-bfloat16.json").read_text())
+    assert row["precision"] == "bfloat16" and row["load"] == "A1"
+
+
+@pytest.mark.slow
+def test_the_curves_are_measured_over_every_axis(tmp_path):
+    path = tmp_path / "scaling.json"
+    command = [sys.executable, str(REPO / "benchmarks" / "scaling.py"), "--quick", "--rounds", "1", "--json", str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    rows = json.loads(path.read_text())["rows"]
+    assert {row["axis"] for row in rows} == set(scaling.TITLES) and not any("error" in row for row in rows)
+    # A point on the axis of devices is of so many.
+    assert all(row["devices"] == row["value"] for row in rows if row["axis"] == "devices")
+    assert all(f"| {title} |" in result.stdout for title in scaling.TITLES.values())
+    assert path.with_suffix(".png").stat().st_size > 10_000
+
+
 def test_an_interruption_ends_the_measuring_process():
     command = [sys.executable, "-m", "jaxmeta", "bench", "E", "--rounds", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from conftest import load_experiment
@@ -67,7 +68,7 @@ def test_a_result_below_its_paper_is_recorded_with_the_reason_only(tmp_path, mon
         "turns": "none",
     }
     result |= {"norm": "inductive", "train_norm": "transductive", "setting": "inductive", "seconds": 120.0}
-    result |= {"protocol": "ba9876543210", "fingerprint": "0123456789ab"}
+    result |= {"protocol": "ba9876543210", "fingerprint": "0123456789ab", "episodes_hash": "abc"}
     (tmp_path / "result.json").write_text(json.dumps(result))
     (tmp_path / "config.json").write_text(json.dumps({"dataset": "omniglot", "split": "random"}))
     noted = {"hardware": "1 core", "paper_setting": "transductive", "why": None}
@@ -100,6 +101,17 @@ def test_a_result_below_its_paper_is_recorded_with_the_reason_only(tmp_path, mon
         (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (maml, slow)))
         assert tables.main() == code
         assert ("reason: slow\n" in capsys.readouterr().err) == bool(code)
+    # What has a budget stands in a table of its own, the best first; the tasks are the same, or there is no table.
+    fast = {**maml, "algorithm": "fast", "accuracy": maml["accuracy"] + 0.012, "why": None, "paper": None}
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (rows[0], maml, fast)))
+    said, _, _, _, first, second = tables.budget_table().splitlines()
+    assert said == "omniglot (random), 5-way 1-shot, 1 query a class, upright:"
+    assert first.startswith("| fast, unrolled |") and "| 96.2 +- 1.0 % | +1.2 | - | - | 2.0 of 15 |" in first
+    assert second.startswith("| maml, unrolled |") and "| 95.0 +- 1.0 % | - | 95.5 % (transductive) |" in second
+    assert len(tables.results_table().splitlines()) == 3
+    (tmp_path / "results.jsonl").write_text(json.dumps(maml) + "\n" + json.dumps({**fast, "ways": 20}) + "\n")
+    with pytest.raises(SystemExit, match="meet the same tasks; given those of"):
+        tables.budget_table()
     slow = {**result, "algorithm": "slow", "budget_minutes": 15.0, "accuracy": maml["accuracy"] - 0.03}
     (tmp_path / "result.json").write_text(json.dumps(slow))
     with pytest.raises(SystemExit, match="2 points below MAML's: say by --why"):
@@ -107,6 +119,25 @@ def test_a_result_below_its_paper_is_recorded_with_the_reason_only(tmp_path, mon
     (tmp_path / "roc.json").write_text(json.dumps({"verification_accuracy": 0.9}))
     with pytest.raises(SystemExit, match="it is not for this table"):
         tables.add(tmp_path, "roc.json", **noted, paper=None)
+
+
+def test_tasks_that_arrive_have_a_table(tmp_path, monkeypatch):
+    """From what the experiment writes; between marks that stand next to each other, too."""
+    tables, experiment = load_experiment("make_tables"), load_experiment("online_sinusoid")
+    monkeypatch.setattr(tables, "ONLINE", tmp_path / "online.json")
+    page = "before\n<!-- online -->\n<!-- end online -->\nafter\n"
+    assert "Not recorded yet" in tables.filled(page)
+    # Five rounds of two sizes: 4, then 2 in the last two, without a spread.
+    errors = np.array([[1380.0, 4.0], [1380.0, 4.0], [1380.0, 4.0], [1380.0, 2.0], [1380.0, 2.0]])
+    row = {"name": "a way", **experiment.judged(errors, 2), "fingerprint": "0123456789ab"}
+    record = {"sizes": [0, 5], "late": 2, "rows": [row]}
+    (tmp_path / "online.json").write_text(json.dumps(record))
+    page = tables.filled(page)
+    assert "| way | regret, 0 points | regret, 5 points | last 2, 0 points | last 2, 5 points | fingerprint |" in page
+    # t for four degrees of freedom is 2.776, the deviation sqrt(1.2): 5 * 2.776 * sqrt(1.2 / 5).
+    assert "| a way | 6900.0 +- 0.0 | 16.0 +- 6.8 | 1380.000 +- 0.000 | 2.000 +- 0.000 | 0123456789ab |" in page
+    assert page.startswith("before\n<!-- online -->\n| way") and page.endswith("<!-- end online -->\nafter\n")
+    assert tables.filled(page) == page
 
 
 def test_learned_optimizers_on_what_they_are_judged_on():

@@ -71,7 +71,7 @@ def test_the_table_of_all_is_of_all(monkeypatch, tmp_path, capsys):
     experiment, trained = load_experiment("omniglot_two_cores"), []
 
     def train_run(config, out, mesh):
-        trained.append(config.algorithm)
+        trained.append((config.algorithm, config.norm))
         out.mkdir()
         return {"seconds": 901.0 if config.algorithm == "maml" else 899.0}
 
@@ -80,9 +80,16 @@ def test_the_table_of_all_is_of_all(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["omniglot_two_cores.py", "--out", str(tmp_path)])
     experiment.main()
     within = [json.loads(line)["within_budget"] for line in capsys.readouterr().out.splitlines()]
-    assert trained == list(ALGORITHMS) and within == [name != "maml" for name in ALGORITHMS]
+    # The default table: statistics of the support set for all that are trained by tasks.
+    of_training = ("baseline", "baseline++")
+    assert trained == [(name, "running" if name in of_training else "inductive") for name in ALGORITHMS]
+    assert within == [name != "maml" for name in ALGORITHMS]
     kept = json.loads((tmp_path / "omniglot_two_cores_maml_seed0" / "result.json").read_text())
     assert (kept["budget_minutes"], kept["within_budget"]) == (15.0, False)
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "protonet", "--norm", "running"])
+    experiment.main()
+    assert trained[-1] == ("protonet", "running")
+    assert (tmp_path / "omniglot_two_cores_protonet_running_seed0" / "result.json").exists()
 
 
 def test_all_run_under_one_budget_in_settings_that_can_be_trained():
@@ -95,4 +102,4 @@ def test_all_run_under_one_budget_in_settings_that_can_be_trained():
         differing = {name for name in same if getattr(config, name) != getattr(reference, name)}
         # The relation network compares maps.
         assert differing <= ({"model"} if algorithm == "relation" else set()), algorithm
-        assert config.norm in ("inductive", "running") and PRESETS["omniglot-maml-5w1s"].norm == "transductive"
+    assert PRESETS["omniglot-maml-5w1s"].norm == "transductive"
