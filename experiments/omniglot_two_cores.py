@@ -6,9 +6,9 @@ Expected  experiments/README.md
 Setting   split by alphabet (vinyals) with rotations; conv4 of stride 2 (for the relation network of two poolings), 64
           filters; 15 queries a class and statistics of the support set (of training for Baseline and Baseline++, which
           are trained without tasks; of all that embed by --norm running and their names: inductive too); Adam with a
-          cosine (Reptile: its own outer steps, linearly to nothing) over the steps that fit the budget, of which a few are
-          timed first ("within_budget" says whether they did fit); 1000 test tasks, best of 10 validated checkpoints.
-          Intervals are over tasks, of one training: other seeds by --seed.
+          cosine (Reptile: its own outer steps, linearly to nothing) over the steps that fit the budget, of which a few
+          are timed first ("within_budget" says whether they did fit); 1000 test tasks, best of 10 validated
+          checkpoints. Intervals are over tasks, of one training: other seeds by --seed.
 Hardware  2 CPU cores.
 """
 

@@ -131,7 +131,7 @@ def on_each_device(function: Callable, mesh: Mesh, in_specs: Any, out_specs: Any
     """Write a function out for each device along the `tasks` axis; `model` is left to the partitioner.
 
     Without `check_vma`: with it, the gradient by what all devices share is summed over
-    them by itself, inside each task's own gradient, and every scan whose carry begins as
+    them by itself, inside the gradient of a device's tasks, and every scan whose carry begins as
     a constant (an inner loop's counters) would have to say that it differs by device.
     """
     return jax.shard_map(

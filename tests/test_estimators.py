@@ -10,6 +10,7 @@ from conftest import flat_model, slowly
 from jaxmeta import (
     CRITERIA,
     ESTIMATORS,
+    METAGRADS,
     Episode,
     Estimator,
     bootstrapped,
@@ -18,6 +19,7 @@ from jaxmeta import (
     example_batch,
     fit,
     init_train_state,
+    inner_loop,
     inner_sgd,
     make_train_step,
     maml,
@@ -58,6 +60,89 @@ def test_exact_closed_form(x64):
     _, gradient, _ = gradient_by(exact(), case.problem)
     for name, expected in case.unrolled().items():
         np.testing.assert_allclose(gradient[name], expected, rtol=1e-12)
+
+
+def regularised(phi, theta, state, data, key):
+    """One number of phi has a gradient that is the same for all tasks, the other one of its own, with noise."""
+    noise = 0.1 * jax.random.normal(key)
+    return theta["pull"] * phi["a"] + 0.5 * (phi["b"] - theta["scale"] * data - noise) ** 2, ()
+
+
+def of_each(learner, theta, data, keys):
+    """The mean of what each task's loss gives by itself."""
+    episodes = [Episode(one, one) for one in data]
+    grads = [
+        jax.grad(lambda theta, one=one, key=key: learner.loss(theta, (), one, key, 0)[0])(theta)
+        for one, key in zip(episodes, keys, strict=True)
+    ]
+    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *grads)
+
+
+@pytest.mark.parametrize("most", [8192, 0], ids=["written out", "as a scan"])
+@pytest.mark.parametrize("name", [name for name in METAGRADS if name not in ("implicit", "truncated")])
+def test_exact_is_the_mean_of_the_tasks_gradients(name, most, x64, monkeypatch):
+    """Of tasks with other data and noise, through rates too, and where not every number is of a task."""
+    monkeypatch.setattr("jaxmeta.metagrad.paths.SMALL_CARRY", most)
+    theta = {"pull": jnp.float64(0.7), "scale": jnp.float64(0.4), "rate": jnp.float64(0.1)}
+    solve = inner_loop(regularised, inner_sgd(lambda theta: theta["rate"]), 3, METAGRADS[name]())
+
+    def loss(theta, state, episode, key, step):
+        phi = solve({"a": jnp.zeros(()), "b": jnp.zeros(())}, theta, (), episode.support, key).phi
+        return jnp.sin(phi["a"] * episode.query + phi["b"]), ((), {"count": jnp.int32(3)})
+
+    learner = learner_of(linear_problem())._replace(loss=loss)
+    data, keys = jnp.array([1.0, 2.0, -3.0]), jax.random.split(KEY, 3)
+    (_, (_, metrics)), grads, _ = exact().value_and_grad(learner, theta, (), (), Episode(data, data), keys, 0)
+    wanted = of_each(learner, theta, data, keys)
+    assert metrics["count"] == 3
+    for leaf in theta:
+        np.testing.assert_allclose(grads[leaf], wanted[leaf], rtol=1e-10)
+    # By hand, too: a gradient over tasks is one of the strategy's, whoever takes it.
+    by_hand = jax.grad(
+        lambda theta: jax.vmap(lambda one, key: loss(theta, (), Episode(one, one), key, 0)[0])(data, keys).mean()
+    )(theta)
+    for leaf in theta:
+        np.testing.assert_allclose(by_hand[leaf], wanted[leaf], rtol=1e-10)
+
+
+def test_exact_with_a_rule_that_jax_batches_wrongly(x64):
+    """Of a custom_vjp with an output of all tasks and one of each, JAX adds the gradient up once too often."""
+
+    @jax.custom_vjp
+    def both(scale, data):
+        return 2.0 * scale, scale * data
+
+    both.defvjp(
+        lambda scale, data: (both(scale, data), (scale, data)),
+        lambda kept, given: (2.0 * given[0] + kept[1] * given[1], kept[0] * given[1]),
+    )
+
+    def loss(theta, state, episode, key, step):
+        first, second = both(theta, episode.query)
+        return first * episode.query + second, ((), {})
+
+    learner = learner_of(linear_problem())._replace(loss=loss)
+    data, keys = jnp.array([1.0, 2.0, 3.0]), jax.random.split(KEY, 3)
+    _, grads, _ = exact().value_and_grad(learner, 1.5, (), (), Episode(data, data), keys, 0)
+    np.testing.assert_allclose(grads, of_each(learner, 1.5, data, keys), rtol=1e-12)
+    np.testing.assert_allclose(grads, 6.0, rtol=1e-12)
+
+
+def test_exact_gives_the_gradient_of_shared_numbers_by_one_product():
+    """All examples of all tasks in it, and none for each task."""
+
+    def loss(theta, state, episode, key, step):
+        return jnp.sum((episode.query @ theta) ** 2), ((), {})
+
+    learner, data = learner_of(linear_problem())._replace(loss=loss), jnp.ones((7, 5, 3))
+    keys = jax.random.split(KEY, 7)
+
+    def gradient(theta):
+        return exact().value_and_grad(learner, theta, (), (), Episode(data, data), keys, 0)[1]
+
+    equations = jax.make_jaxpr(gradient)(jnp.ones((3, 2))).eqns
+    shapes = [one.outvars[0].aval.shape for one in equations if one.primitive.name == "dot_general"]
+    assert {(3, 2), (2, 3)} & set(shapes) and not {(7, 3, 2), (7, 2, 3)} & set(shapes)
 
 
 @pytest.mark.parametrize(("num_steps", "rate"), [(1, 0.0), (4, 0.0), (0, 0.5), (3, 0.5)])

@@ -1,3 +1,5 @@
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,26 +35,36 @@ def test_scan_equals_python_loop(x64):
 
 
 @pytest.mark.parametrize(
-    ("size", "theta", "num_steps", "remat", "scans"),
+    ("size", "num_steps", "remat", "scans"),
     [
-        (10, 1, 3, None, []),
-        (10, 1, 12, None, [(12, 5)]),
-        (10_000, 1, 3, None, [(3, 1)]),
-        # Few numbers that move, of a large network: that is work enough.
-        (10, 10_000, 3, None, [(3, 1)]),
+        (10, 3, None, []),
+        (10, 12, None, [(12, 5)]),
+        (10_000, 3, None, [(3, 1)]),
         # Outside of a scan XLA's CPU backend would keep what is to be computed again.
-        (10, 1, 3, "step", [(3, 1)]),
+        (10, 3, "step", [(3, 1)]),
     ],
 )
-def test_steps_over_few_numbers_are_written_out(size, theta, num_steps, remat, scans):
+def test_steps_over_few_numbers_are_written_out(size, num_steps, remat, scans):
     """So much at once, and no more with more steps; where the arithmetic counts it stays a loop."""
 
     def solve(start):
         loop = inner_loop(objective, optax.sgd(0.1), num_steps, unrolled(remat=remat))
-        return loop(start, jnp.ones(theta), (), 0.0, jax.random.key(0)).phi
+        return loop(start, (), (), 0.0, jax.random.key(0)).phi
 
     found = [one for one in jax.make_jaxpr(solve)(jnp.ones(size)).eqns if one.primitive.name == "scan"]
     assert [(one.params["length"], one.params["unroll"]) for one in found] == scans
+
+
+@pytest.mark.parametrize("remat", [None, "step", "group"])
+@pytest.mark.parametrize("num_steps", [0, 2, 7])
+def test_a_loop_begins_with_what_can_become_an_array(num_steps, remat):
+    """Python's numbers and NumPy's of twice the precision, without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        solve = inner_loop(objective, inner_sgd(0.1), num_steps, unrolled(remat=remat))
+        for start in (1.0, np.float64(1.0), np.ones(())):
+            given = solve(start, (), (), 0.0, jax.random.key(0)).phi
+            np.testing.assert_allclose(given, solve(jnp.ones(()), (), (), 0.0, jax.random.key(0)).phi)
 
 
 @pytest.mark.parametrize("metagrad", [unrolled(), truncated(2)], ids=["unrolled", "truncated"])
@@ -72,7 +84,7 @@ def test_steps_written_out_are_those_of_the_scan(metagrad, monkeypatch, x64):
 
     given = []
     for most in (8192, 0):
-        monkeypatch.setattr("jaxmeta.metagrad.paths.SMALL_LOOP", most)
+        monkeypatch.setattr("jaxmeta.metagrad.paths.SMALL_CARRY", most)
         traced.clear()
         given.append(jax.jit(jax.value_and_grad(run, has_aux=True))(2.0, jnp.int32(3)))
         given.append(len(traced))

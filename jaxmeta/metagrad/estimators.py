@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta.base import Estimator, PyTree
+from jaxmeta.metagrad.closures import operations
 from jaxmeta.metagrad.leaves import check_floats, is_float
 
 
@@ -38,7 +39,9 @@ def exact() -> Estimator:
     """Differentiate the mean of the tasks' losses, as the learner's strategy says.
 
     Not the mean of their gradients, which is the same number: what all tasks compute with the same weights (everything,
-    where nothing is adapted) then has one product for the gradient of all, and no gradient of each task is kept.
+    where nothing is adapted) then has one product for the gradient of all. A loss with a `custom_vjp` in it, as that
+    of `mixed_mode()`, is differentiated task by task: JAX adds the gradient of shared numbers up once too often where
+    an output of such a rule is of all tasks and another of each.
 
     Returns:
       An `Estimator` without a state.
@@ -53,10 +56,16 @@ def exact() -> Estimator:
 
     def value_and_grad(learner, meta_params, state, estimator_state, episodes, keys, step):
         check_floats(meta_params, "meta_params")
-        of_tasks = jax.vmap(learner.loss, in_axes=(None, None, 0, 0, None))
+        # Compiled for its cache of traces, which the look inside and the gradient share; inlined, it leaves no mark.
+        of_task, axes = jax.jit(learner.loss, inline=True), (None, None, 0, 0, None)
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (episodes, keys))
+        if "custom_vjp_call" in operations(jax.make_jaxpr(of_task)(meta_params, state, *one, step).jaxpr):
+            by_task = jax.vmap(jax.value_and_grad(of_task, has_aux=True), axes)
+            value, grads = mean_over_tasks(by_task(meta_params, state, episodes, keys, step))
+            return value, grads, estimator_state
 
         def mean_loss(meta_params):
-            return mean_over_tasks(of_tasks(meta_params, state, episodes, keys, step))
+            return mean_over_tasks(jax.vmap(of_task, axes)(meta_params, state, episodes, keys, step))
 
         value, grads = jax.value_and_grad(mean_loss, has_aux=True)(meta_params)
         return value, grads, estimator_state

@@ -9,10 +9,10 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
-from jaxmeta.base import MetaGrad
+from jaxmeta.base import MetaGrad, PyTree
 from jaxmeta.metagrad.closures import REVERSE_ONLY, hoist, operations, run, trace
 from jaxmeta.metagrad.guards import reverse_only
-from jaxmeta.metagrad.leaves import split_floats
+from jaxmeta.metagrad.leaves import map_floats, split_floats
 from jaxmeta.metagrad.paths import Remat, rematerialise
 
 INNER_GRADIENT = "inner_gradient"
@@ -94,7 +94,8 @@ def _forward_over_reverse(objective):
 
 
 def _with_rule(loss):
-    first = jax.grad(loss, has_aux=True)
+    def first(*args):
+        return _of_all(args, jax.grad(loss, has_aux=True)(*args))
 
     def forward(*args):
         args = jax.tree.map(lambda primal: primal.value, args)
@@ -119,6 +120,21 @@ def _with_rule(loss):
     gradient = jax.custom_vjp(first)
     gradient.defvjp(forward, backward, symbolic_zeros=True)
     return gradient
+
+
+def _of_all(args: PyTree, outputs: PyTree) -> PyTree:
+    """Make every output one of each task, where any argument is.
+
+    Under `vmap` an output that no mapped argument reaches is one for all tasks. Where another is of each, JAX's
+    batching of a `custom_vjp` adds the gradient of an argument that tasks share up once too often (jax 0.10).
+    """
+    never = jnp.bool_(False)
+    for leaf in jax.tree.leaves(args):
+        leaf = jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        if leaf.size:
+            number = leaf.ravel()[0]
+            never |= number < -jnp.inf if jnp.issubdtype(leaf.dtype, jnp.floating) else number != number
+    return map_floats(lambda leaf: jnp.where(never, jnp.zeros_like(leaf), leaf), outputs)
 
 
 def _second_order(joint, phi, floats, direction):

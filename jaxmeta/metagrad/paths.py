@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.base import Loop, PyTree
-from jaxmeta.metagrad.leaves import is_float
+from jaxmeta.metagrad.leaves import map_floats
 
 Remat = str | Callable | None
 
 # A loop over so few numbers spends its time on starting operations, not on arithmetic: on two cores load A5 of the
 # benchmark, five steps of a perceptron with 1761 parameters, took 4.6 ms as a scan and 3.8 ms written out in one.
-SMALL_LOOP, STEPS_WRITTEN_OUT = 8192, 5
+SMALL_CARRY, STEPS_WRITTEN_OUT = 8192, 5
 
 
 def run_loop(loop: Loop, *, remat: bool = False) -> tuple[PyTree, PyTree]:
@@ -27,7 +27,10 @@ def run_loop(loop: Loop, *, remat: bool = False) -> tuple[PyTree, PyTree]:
     Returns:
       The last carry, and the per-step records stacked along a new first axis.
     """
-    return run_steps(loop, loop.inputs, loop.init(loop.inputs), 0, loop.num_steps, remat=remat)
+    carry = jax.tree.map(jnp.asarray, loop.init(loop.inputs))
+    if loop.num_steps and not _written_out(carry, loop.num_steps, remat):
+        carry = _own(carry, loop.inputs.key)
+    return run_steps(loop, loop.inputs, carry, 0, loop.num_steps, remat=remat)
 
 
 def run_steps(loop: Loop, inputs, carry, first: int, last: int, *, remat: bool = False) -> tuple[PyTree, PyTree]:
@@ -40,12 +43,10 @@ def run_steps(loop: Loop, inputs, carry, first: int, last: int, *, remat: bool =
     def body(carry, index):
         return loop.step(inputs, carry, index)
 
-    numbers = sum(jnp.size(leaf) for leaf in jax.tree.leaves((carry, inputs.theta)))
     indices = loop.first_step + jnp.arange(first, last)
-    if remat or numbers > SMALL_LOOP or last == first:
-        return jax.lax.scan(body, _own(carry, inputs.key), indices)
-    if last - first > STEPS_WRITTEN_OUT:
-        return jax.lax.scan(body, _own(carry, inputs.key), indices, unroll=STEPS_WRITTEN_OUT)
+    if not _written_out(carry, last - first, remat):
+        small = not remat and _is_small(carry) and last > first
+        return jax.lax.scan(body, carry, indices, unroll=STEPS_WRITTEN_OUT if small else 1)
     # Not a scan written out: in one each task has a carry of its own from the start. What all tasks begin with is one
     # here, and the first step is computed with products of all their examples at once. Compiled for its cache of
     # traces; inlined, it leaves no mark.
@@ -54,6 +55,14 @@ def run_steps(loop: Loop, inputs, carry, first: int, last: int, *, remat: bool =
         carry, record = traced_once(carry, index)
         records.append(record)
     return carry, jax.tree.map(lambda *steps: jnp.stack(steps), *records)
+
+
+def _is_small(carry: PyTree) -> bool:
+    return sum(jnp.size(leaf) for leaf in jax.tree.leaves(carry)) <= SMALL_CARRY
+
+
+def _written_out(carry: PyTree, num_steps: int, remat: bool) -> bool:
+    return not remat and 0 < num_steps <= STEPS_WRITTEN_OUT and _is_small(carry)
 
 
 def _own(carry: PyTree, key: jax.Array) -> PyTree:
@@ -66,13 +75,7 @@ def _own(carry: PyTree, key: jax.Array) -> PyTree:
     # Of the task's key, so that it is of the task.
     bits = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     one = 1 + 0 * bits.ravel()[:1]
-
-    def own(leaf):
-        if not is_float(leaf):
-            return leaf
-        return jnp.tensordot(one.astype(leaf.dtype), leaf[None], 1, precision="highest")
-
-    return jax.tree.map(own, carry)
+    return map_floats(lambda leaf: jnp.tensordot(one.astype(leaf.dtype), leaf[None], 1, precision="highest"), carry)
 
 
 def run_groups(loop: Loop) -> tuple[PyTree, PyTree]:
@@ -87,7 +90,7 @@ def run_groups(loop: Loop) -> tuple[PyTree, PyTree]:
 
         return jax.lax.scan(body, carry, loop.first_step + start + jnp.arange(size))
 
-    carry = _own(loop.init(loop.inputs), loop.inputs.key)
+    carry = _own(jax.tree.map(jnp.asarray, loop.init(loop.inputs)), loop.inputs.key)
     carry, records = jax.lax.scan(jax.checkpoint(group, prevent_cse=False), carry, starts)
     records = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), records)
     if num_groups * size == loop.num_steps:
@@ -130,7 +133,7 @@ def rematerialise(remat: Remat, policy: Callable | None = None) -> tuple[Callabl
         raise ValueError(f"remat must be None, 'step', 'group', a policy or one of {POLICIES}; given {remat!r}.")
 
     def step(step_fn):
-        # prevent_cse is for code outside of a scan, where no such step is; inside it only costs time.
+        # prevent_cse is for code outside of a scan, where no step that is computed again is; inside it only costs time.
         return jax.checkpoint(step_fn, policy=policy, prevent_cse=False)
 
     return step, run_groups if remat == "group" else partial(run_loop, remat=True)
