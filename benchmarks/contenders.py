@@ -119,6 +119,9 @@ class Process:
             return "failed: killed by the system, most likely for memory"
         self._errors.seek(0)
         last = self._errors.read().strip().splitlines()
+        # Of a library that every contender of a script needs, as PyTorch, before one of them can say so.
+        if last and last[-1].startswith("ModuleNotFoundError"):
+            return "not installed"
         return f"failed: {last[-1][:200] if last else f'exit code {code}'}"
 
 

@@ -94,7 +94,7 @@ def cells_of(row: dict, result: str) -> tuple[str, ...]:
         row.get("why") or "-",
         minutes_of(row),
         row["hardware"],
-        row.get("fingerprint", "-"),
+        row.get("fingerprint") or "-",
     )
 
 
@@ -363,6 +363,10 @@ def main() -> int:
         print(
             f"Below their papers, or 2 points below MAML, without a reason: {', '.join(unexplained)}", file=sys.stderr
         )
+        return 1
+    unknown = [row["run"] for row in rows if not row.get("fingerprint")]
+    if unknown:
+        print(f"Without a fingerprint of how they were judged: {', '.join(unknown)}. Run them anew.", file=sys.stderr)
         return 1
     if options.check:
         for page in stale:

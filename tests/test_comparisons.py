@@ -112,6 +112,10 @@ def test_a_result_below_its_paper_is_recorded_with_the_reason_only(tmp_path, mon
     (tmp_path / "results.jsonl").write_text(json.dumps(maml) + "\n" + json.dumps({**fast, "ways": 20}) + "\n")
     with pytest.raises(SystemExit, match="meet the same tasks; given those of"):
         tables.budget_table()
+    # Nor is one that does not say how it was judged.
+    (tmp_path / "results.jsonl").write_text(json.dumps({**maml, "fingerprint": None}) + "\n")
+    assert tables.main() == 1 and "Without a fingerprint" in capsys.readouterr().err
+    (tmp_path / "results.jsonl").write_text(json.dumps(maml) + "\n")
     slow = {**result, "algorithm": "slow", "budget_minutes": 15.0, "accuracy": maml["accuracy"] - 0.03}
     (tmp_path / "result.json").write_text(json.dumps(slow))
     with pytest.raises(SystemExit, match="2 points below MAML's: say by --why"):
