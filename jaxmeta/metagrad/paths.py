@@ -70,7 +70,7 @@ def _own(carry: PyTree, key: jax.Array) -> PyTree:
 
     A scan's carry is of each task under `vmap`. JAX makes the copies by itself too, and adds their gradients up by a
     sum over the leading axis, which XLA does slowly on a CPU; those of a product are added by a product. MAML on the
-    strided conv4, chunks of 8 tasks, two cores: 232 to 240 tasks a second by JAX's copies, 245 to 251 by these.
+    strided conv4, chunks of 8 tasks, two cores: 231 to 240 tasks a second by JAX's copies, 245 to 251 by these.
     """
     # Of the task's key, so that it is of the task.
     bits = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
