@@ -6,7 +6,8 @@ Command   python experiments/omniglot_maml.py 5w1s --data-dir DIR     (also 5w5s
 Expected  98.7 +- 0.4, 99.9 +- 0.1, 95.8 +- 0.3, 98.9 +- 0.2 %
 Setting   60,000 outer steps, Adam 1e-3; 1 inner step of 0.4 (3 at test) and 32 tasks for 5-way,
           5 inner steps of 0.1 and 16 tasks for 20-way; 64 filters, stride 2, statistics of the query
-          batch; as many query images as shots; random split of 1200 training characters.
+          batch; as many query images as shots; random split, 1200 training characters
+          (of which 100 choose the checkpoint here).
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 

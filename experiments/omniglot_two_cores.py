@@ -74,7 +74,7 @@ def config_of(algorithm: str, data_dir: Path | None, seed: int, norm: str | None
 def steps_in(config: Config, seconds: float) -> int:
     """Time a few steps, after those that compile, and say how many fit."""
     few = dataclasses.replace(
-        config, steps=40, log_every=10, checkpoint_every=40, validation_episodes=2, eval_episodes=2
+        config, steps=160, log_every=40, checkpoint_every=160, validation_episodes=2, eval_episodes=2
     )
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "timed"

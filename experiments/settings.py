@@ -15,8 +15,8 @@ from jaxmeta.presets import PRESETS, with_algorithm
 from jaxmeta.run import Interrupted, evaluate_run, train_run
 
 SETTINGS = ("5w1s", "5w5s", "20w1s", "20w5s")
-# The papers' budget on characters: 60,000 steps of Adam 1e-3, and 1200 characters for training. Presets of photographs
-# have theirs.
+# The papers' budget on characters: 60,000 steps of Adam 1e-3, and 1200 characters for training, of which 100 choose the
+# checkpoint here. Presets of photographs have theirs.
 _CHARACTERS = {
     "split": "random",
     "outer_lr": 1e-3,

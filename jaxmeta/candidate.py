@@ -11,15 +11,16 @@ from jax.sharding import Mesh
 from jaxmeta import checkpoint
 from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.base import Evaluation, TrainState
-from jaxmeta.config import ConfigError
+from jaxmeta.config import Config, ConfigError
 from jaxmeta.data import DataError, Dataset
+from jaxmeta.data.challenge import ARCHIVE as CHALLENGE_ARCHIVE
 from jaxmeta.ensemble import ensemble_learner
 from jaxmeta.evaluate import make_evaluator
 from jaxmeta.folder import check_classes, read_config, read_data
 from jaxmeta.judged_tasks import episodes_of
 from jaxmeta.judgement import describe, examine, protocol_of
 from jaxmeta.parts import load_dataset, norm_in_use, unusual_size
-from jaxmeta.protocols import DRAWN, Protocol
+from jaxmeta.protocols import CHALLENGE, DRAWN, Protocol
 from jaxmeta.request import Request, is_elsewhere, own_config, requested
 from jaxmeta.workspace import Workspace, find_lowering, one_task, open_workspace, stand_in, state_like, with_config
 
@@ -85,7 +86,8 @@ def make_ready(own: Workspace, out: Path, request: Request, mesh: Mesh | None = 
     """
     check_classes(out, own.dataset)
     protocol = requested(protocol_of(own, request.part), own.config, request)
-    workspace = with_protocol(own, protocol, data_dir=request.data_dir, mesh=mesh)
+    data_dir = request.data_dir or _fixed_beside(own.config, protocol)
+    workspace = with_protocol(own, protocol, data_dir=data_dir, mesh=mesh)
     protocol = dataclasses.replace(protocol, norm=workspace.norm)
     if protocol.trained_on and protocol.episodes_from in DRAWN:
         # A folder is asked for by its path, and told by what is in it; its images are made as those of training.
@@ -166,6 +168,13 @@ def with_protocol(
         evaluator = make_evaluator(learner, workspace.parts.criterion, num_steps=steps, task_chunk=chunk, mesh=mesh)
         workspace = workspace._replace(parts=workspace.parts._replace(learner=learner), evaluator=evaluator)
     return workspace._replace(sources={**own.sources, protocol.part: source})
+
+
+def _fixed_beside(config: Config, protocol: Protocol) -> Path | None:
+    """Give the folder that a run was trained from if the archive of fixed tasks lies there too."""
+    if protocol.episodes_from != CHALLENGE or config.data_dir is None:
+        return None
+    return config.data_dir if (config.data_dir.expanduser() / CHALLENGE_ARCHIVE).exists() else None
 
 
 def _check_head(own: Workspace, protocol: Protocol) -> None:

@@ -8,9 +8,10 @@ from jax.sharding import Mesh
 
 from jaxmeta.candidate import Candidate, Request, make_ready, open_run, result_of
 from jaxmeta.checkpoint import CheckpointError
-from jaxmeta.config import ConfigError
+from jaxmeta.config import ConfigError, check_name
 from jaxmeta.judgement import judged
 from jaxmeta.metrics import paired_difference
+from jaxmeta.paper_protocols import PROTOCOLS
 from jaxmeta.protocols import differences, everything_of
 
 
@@ -47,6 +48,8 @@ def compare_runs(
         fingerprints: says in what they differ.
       DataError: if data is missing or damaged.
     """
+    if protocol is not None:
+        check_name("protocol", protocol, PROTOCOLS)
     request = Request(preset=protocol, episodes=episodes, dataset=dataset, data_dir=data_dir)
     both = [_ready(out, request, mesh) for out in (first, second)]
     one, other = (ready.protocol for ready in both)
@@ -87,3 +90,6 @@ def _ready(out: Path, request: Request, mesh: Mesh | None) -> Candidate:
     except CheckpointError as error:
         # Nothing went wrong on the way: the caller chose a run that cannot be compared.
         raise ConfigError(str(error)) from error
+    except ConfigError as error:
+        # Of two runs, this one.
+        raise ConfigError(f"{out}: {error}") from error

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxmeta import devices, feed
 from jaxmeta.base import Evaluation, Key, MetaLearner, Predicted, PyTree, TrainState
 from jaxmeta.data import TaskSource, number_of_tasks, task_keys
-from jaxmeta.losses import Criterion
+from jaxmeta.losses import Criterion, accuracy
 from jaxmeta.metrics import estimate
 
 
@@ -35,7 +35,7 @@ def make_evaluator(
     Returns:
       `evaluator(meta_params, state, source, key, num_tasks) -> Evaluation`. Task i is a
       function of the key and i alone, so that two learners meet the same tasks. It raises ValueError for more tasks
-      than a fixed source has.
+      than a fixed source has, and where accuracy is asked for, for tasks of more classes than the learner has outputs.
 
     Example:
       >>> import jax, optax
@@ -69,6 +69,7 @@ def make_evaluator(
                 # Programs of many devices wait for one another in the middle: on a busy CPU, several of them queued at
                 # once were seen to wait for ever, each holding the thread that another needed.
                 chunks.append(chunk if mesh is None else jax.device_get(chunk))
+                check_outputs(chunk[1], criterion, source.spec.ways)
                 if fed and len(chunks) > 1:
                     # What is queued holds its images on the device: one chunk at work, one behind it.
                     jax.block_until_ready(chunks[-2])
@@ -124,10 +125,16 @@ def evaluate(
     return evaluator(meta_params, state, source, key, num_tasks)
 
 
-def judge_tasks(learner: MetaLearner, criterion: Criterion, num_steps: int | None):
-    """Make `(meta_params, state, episodes, keys) -> metrics`, of every task for itself."""
+def judge_tasks(learner: MetaLearner, criterion: Criterion, num_steps: int | None, ways: int):
+    """Make `(meta_params, state, episodes, keys) -> metrics`, of every task of so many ways for itself."""
     tasks = _judged_tasks(learner, criterion, num_steps)
-    return lambda meta_params, state, episodes, keys: tasks(meta_params, state, episodes, keys)[0]
+
+    def judge(meta_params, state, episodes, keys):
+        metrics, predicted = tasks(meta_params, state, episodes, keys)
+        check_outputs(predicted, criterion, ways)
+        return metrics
+
+    return judge
 
 
 def _judged_tasks(learner: MetaLearner, criterion: Criterion, num_steps: int | None):
@@ -150,6 +157,17 @@ def summarize(chunks: list[dict], num_tasks: int) -> Evaluation:
     """Put chunks of metrics together; what the last one has beyond num_tasks is cut off."""
     per_task = {name: np.concatenate([chunk[name] for chunk in chunks])[:num_tasks] for name in chunks[0]}
     return Evaluation({name: estimate(values) for name, values in per_task.items()}, num_tasks)
+
+
+def check_outputs(predicted: Predicted, criterion: Criterion, ways: int) -> None:
+    """Refuse logits of fewer classes than the tasks have: what is true could never be predicted."""
+    outputs = predicted.outputs
+    # Another criterion may read its outputs otherwise.
+    if accuracy in criterion.metrics.values() and outputs.shape[-1] < ways:
+        raise ValueError(
+            f"Tasks have {ways} classes, and the learner predicts {outputs.shape[-1]}: make it, and its network, for "
+            f"{ways} classes."
+        )
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4))

@@ -139,7 +139,8 @@ def follow_the_meta_leader(
         grown = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(sizes), *jnp.shape(leaf))), task)
         grown = grown._replace(support=grown.support._replace(weights=grown.support.weights * arrived))
         _, meta_params, state, _, _ = online_state.train_state
-        return judge_tasks(learner, criterion, num_steps)(meta_params, state, grown, task_keys(key, len(sizes)))
+        judge_grown = judge_tasks(learner, criterion, num_steps, spec.ways)
+        return judge_grown(meta_params, state, grown, task_keys(key, len(sizes)))
 
     def learn(online_state: OnlineState, task: Episode, key):
         buffer = store(online_state.buffer, task.support)

@@ -67,7 +67,9 @@ def _challenge(own: Protocol, algorithm: str) -> Protocol:
     fixed = {"dataset": CHALLENGE, "split": "official", "part": "test", "episodes_from": CHALLENGE, "ensemble": 1}
     fixed["image_size"] = None
     size = {"ways": 20, "shots": 1, "queries": 1, "episodes": 20, "within_alphabet": True}
-    return dataclasses.replace(own, **trained, **fixed, **size)
+    # Each of the 20 drawings is judged as people judge it, without a look at the other 19.
+    norm = own.norm if own.norm in ("none", "running") else "inductive"
+    return dataclasses.replace(own, **trained, **fixed, **size, norm=norm)
 
 
 _TRANSDUCTIVE: dict[str, Any] = {"norm": "transductive", "within_alphabet": False}

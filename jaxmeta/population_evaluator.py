@@ -56,7 +56,8 @@ def make_population_evaluator(
 
         def of_member(member):
             _, hyper, meta_params, state = member
-            return judge_tasks(make_learner(hyper), criterion, num_steps)(meta_params, state, episodes, task_noise)
+            judge = judge_tasks(make_learner(hyper), criterion, num_steps, spec.ways)
+            return judge(meta_params, state, episodes, task_noise)
 
         at_once = len(everyone.seeds) if member_chunk is None else member_chunk
         return in_turn(of_member, (*everyone, meta_params, state), at_once)

@@ -110,6 +110,8 @@ IMAGES_OF_A_CLASS = {"glyphs": 20, "omniglot": 20}
 UNEVEN = ("faces", "folder")
 
 _NO_LOOP = {"inner_steps": 0, "eval_inner_steps": 0}
+# A head on features: one query image is not seen through the others, whatever MAML's setting for the dataset.
+_HEAD = {**_NO_LOOP, "norm": "inductive", "queries": 5}
 # A head on frozen features; a hundred steps are what the paper's passes through a support set come to. A step of
 # training is on 160 images, in two batches for the statistics of normalisation.
 _PROBE = {"inner_optimizer": "momentum", "inner_lr": 0.01, "inner_steps": 100, "eval_inner_steps": 100}
@@ -137,21 +139,28 @@ ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
     "cavia": {"inner_lr": 1.0, "context": 100, "inner_steps": 2, "eval_inner_steps": 2},
     "maml++": {"inner_steps": 5, "eval_inner_steps": 5, "inner_lr": 0.1, "keep_best": 5},
     "meta-curvature": {},
-    "protonet": {**_NO_LOOP, "queries": 5},
-    "matching": {**_NO_LOOP, "queries": 5},
-    "matching-fce": {**_NO_LOOP, "queries": 5},
-    "relation": {**_NO_LOOP, "model": "conv4-maps", "queries": 5},
-    "siamese": {**_NO_LOOP, "queries": 5},
+    "protonet": _HEAD,
+    "matching": _HEAD,
+    "matching-fce": _HEAD,
+    "relation": {**_HEAD, "model": "conv4-maps"},
+    "siamese": _HEAD,
     # Nothing is learned: a step is there to make a run of it.
     "nearest": {**_NO_LOOP, "steps": 1},
-    "scratch": {"inner_optimizer": "adam", "inner_lr": 0.01, "inner_steps": 100, "eval_inner_steps": 100, "steps": 1},
+    "scratch": {
+        "norm": "inductive",
+        "inner_optimizer": "adam",
+        "inner_lr": 0.01,
+        "inner_steps": 100,
+        "eval_inner_steps": 100,
+        "steps": 1,
+    },
     "baseline": _PRETRAINED,
     "baseline++": _PRETRAINED,
-    "r2d2": {**_NO_LOOP, "queries": 5},
-    "metaoptnet": {**_NO_LOOP, "queries": 5},
-    "metaoptnet-ridge": {**_NO_LOOP, "queries": 5},
-    "in-context": {**_NO_LOOP, "queries": 5, "outer_lr": 1e-3},
-    "cnp": {**_NO_LOOP, "queries": 5, "outer_lr": 1e-3},
+    "r2d2": _HEAD,
+    "metaoptnet": _HEAD,
+    "metaoptnet-ridge": _HEAD,
+    "in-context": {**_HEAD, "outer_lr": 1e-3},
+    "cnp": {**_HEAD, "outer_lr": 1e-3},
 }
 
 

@@ -26,7 +26,7 @@ from jaxmeta.population_evaluator import make_population_evaluator
 from jaxmeta.report import Reporter
 from jaxmeta.run import Interrupted, score_of, stop_on_signal, validation_row
 from jaxmeta.sweep_plan import Runs, judged_at_once, keep_runs, learner_of, list_runs, plan_runs
-from jaxmeta.workspace import Workspace, find_lowering, open_workspace, state_like, trace_step
+from jaxmeta.workspace import Workspace, find_lowering, open_workspace, state_like, trace_step, with_config
 
 
 def train_sweep(
@@ -197,12 +197,15 @@ def _judge(workspace: Workspace, runs: Runs, evaluator, states: TrainState) -> l
     evaluations: list[Evaluation] = evaluator(runs.everyone, stacked, workspace.sources["test"], key, tasks)
     own, results = protocol_of(workspace), []
     hashed = tasks_hash(workspace, own)
+    # The leak test adapts by a run's own inner rate; it is compiled once for each.
+    built = {one.inner_lr: one for one in runs.configs}
+    built = {rate: with_config(workspace, one) for rate, one in built.items()}
     for place, (one, folder) in enumerate(zip(runs.configs, runs.folders, strict=True)):
         chosen = best[place]
         if chosen is None:
             results.append({workspace.headline: None, "seed": one.seed, "inner_lr": one.inner_lr, "run": str(folder)})
             continue
-        mine = workspace._replace(config=one)
+        mine = built[one.inner_lr]._replace(config=one)
         protocol = examine(mine, chosen, own)
         result = describe(mine, evaluations[place], chosen, folder, protocol=protocol, tasks=hashed)
         write_atomically(folder / "result.json", json.dumps(result, indent=2) + "\n")

@@ -11,10 +11,11 @@ import optax
 from jax.sharding import Mesh
 
 from jaxmeta import devices, feed
-from jaxmeta.base import Episode, Estimator, Key, MetaLearner, Metrics, TrainState, check_episode
+from jaxmeta.base import Episode, Estimator, Key, MetaLearner, Metrics, PyTree, TrainState, check_episode
 from jaxmeta.data import TaskSource, task_keys
 from jaxmeta.dispatch import TrainStep, jit_steps, put, split_steps
 from jaxmeta.metagrad import exact
+from jaxmeta.metagrad.paths import is_small
 
 
 def init_train_state(
@@ -133,7 +134,8 @@ def make_train_step(
         )
         updates, opt_state = optimizer.update(grads, opt_state, meta_params)
         meta_params = optax.apply_updates(meta_params, updates)
-        grad_norm = optax.tree.norm(grads)
+        # Leaves that are divided over devices stay where they are.
+        grad_norm = _norm(grads) if mesh is None else optax.tree.norm(grads)
         nonfinite = 1.0 - jnp.isfinite(loss + grad_norm)
         metrics = {**metrics, "loss": loss, "grad_norm": grad_norm, "nonfinite": nonfinite}
         return TrainState(step + 1, meta_params, state, opt_state, estimator_state), metrics
@@ -216,6 +218,14 @@ def fit(
     return train_state
 
 
+def _norm(grads: PyTree) -> jax.Array:
+    leaves = jax.tree.leaves(grads)
+    if leaves and is_small(grads):
+        # One sum, where each leaf would have one of its own.
+        return jnp.linalg.norm(jnp.concatenate([leaf.ravel() for leaf in leaves]))
+    return optax.tree.norm(grads)
+
+
 def _refuse_nonfinite(nonfinite: np.ndarray, step: int) -> None:
     bad = nonfinite.argmax()
     if nonfinite[bad]:
@@ -223,4 +233,6 @@ def _refuse_nonfinite(nonfinite: np.ndarray, step: int) -> None:
             f"The loss or its gradient is not a finite number at step {step + int(bad) + 1}. "
             "Try a smaller inner or outer learning rate, and inner_adam for Adam in the inner loop; "
             "jaxmeta.check.find_nonfinite names the inner step and the leaf."
+            # The loss of a class that has no output is no number.
+            + ("" if step + bad else " Does the network have an output for each class?")
         )

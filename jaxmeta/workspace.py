@@ -189,7 +189,7 @@ def trace_judgement(workspace: Workspace, members: int | None = None) -> dict[Ca
     def judgement(train_state, key):
         chunk = config.task_chunk or 1
         episodes, noise = source.sample(key, source.pool, source.spec, chunk), task_keys(key, chunk)
-        judge_chunk = judge_tasks(parts.learner, parts.criterion, config.eval_inner_steps)
+        judge_chunk = judge_tasks(parts.learner, parts.criterion, config.eval_inner_steps, source.spec.ways)
         return judge_chunk(train_state.meta_params, train_state.state, episodes, noise)
 
     return _traced(workspace, judgement, members)
@@ -233,10 +233,10 @@ def keep_lowerings(out: Path, cases: Iterable[Case], lowering: str | LoweringTab
         save_lowerings(out / LOWERINGS_NAME, used if earlier is None else earlier.extended(used))
 
 
-def one_task(source: TaskSource, key=None):
-    """Draw the first task of a source."""
+def one_task(source: TaskSource, key=None, number: int = 0):
+    """Draw one task of a source, the first if no number is given."""
     key = jax.random.key(0) if key is None else key
-    return jax.tree.map(lambda leaf: leaf[0], draw_tasks(source.sample, key, source.pool, source.spec, 1, 0))
+    return jax.tree.map(lambda leaf: leaf[0], draw_tasks(source.sample, key, source.pool, source.spec, 1, number))
 
 
 def classes_of_task(workspace: Workspace, split: str, key: Key) -> list[str]:

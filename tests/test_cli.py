@@ -418,6 +418,19 @@ def test_every_preset_is_valid_and_every_dataset_has_one():
     assert PRESETS["glyphs-maml-5w1s"] == Config()
 
 
+def given_to(algorithm, monkeypatch):
+    """Record what the command line gives to the factory of an algorithm."""
+    factory, given = parts.ALGORITHMS[algorithm], []
+
+    def recording(model, **options):
+        given.append(options)
+        return factory(model, **options)
+
+    monkeypatch.setitem(parts.ALGORITHMS, algorithm, recording)
+    monkeypatch.setattr(parts, "options_of", lambda _: options_of(factory))
+    return given
+
+
 @pytest.mark.parametrize(
     ("algorithm", "field", "option", "value"),
     [
@@ -429,18 +442,19 @@ def test_every_preset_is_valid_and_every_dataset_has_one():
     ],
 )
 def test_an_option_of_an_algorithm_reaches_it_only_if_it_is_given(algorithm, field, option, value, monkeypatch):
-    factory, given = parts.ALGORITHMS[algorithm], []
-
-    def recording(model, **options):
-        given.append(options)
-        return factory(model, **options)
-
+    given = given_to(algorithm, monkeypatch)
     config = dataclasses.replace(with_algorithm(Config(model="mlp", task_chunk=1), algorithm), **{field: None})
-    monkeypatch.setitem(parts.ALGORITHMS, algorithm, recording)
-    monkeypatch.setattr(parts, "options_of", lambda _: options_of(factory))
     glyphs = load_glyphs()
     for one in (config, dataclasses.replace(config, **{field: value})):
         parts.build(one, glyphs)
     without, with_it = given
     assert option not in without and with_it == {**with_it, **{option: value}}
     assert set(with_it) - set(without) == {option}
+
+
+def test_maml_plus_plus_anneals_over_the_shares_of_its_paper(monkeypatch):
+    """All losses count in the first tenth of a training, and its first half is of first order."""
+    given = given_to("maml++", monkeypatch)
+    config = dataclasses.replace(with_algorithm(Config(model="mlp", task_chunk=1), "maml++"), steps=300)
+    parts.build(config, load_glyphs())
+    assert (given[0]["multi_step_until"], given[0]["first_order_until"]) == (30, 150)

@@ -7,7 +7,21 @@ import optax
 import pytest
 
 from conftest import flat_model
-from jaxmeta import CRITERIA, accuracy, estimate, evaluate, load_sinusoid, make_evaluator, maml, mlp, task_source
+from jaxmeta import (
+    CRITERIA,
+    Criterion,
+    accuracy,
+    estimate,
+    evaluate,
+    init_population,
+    load_sinusoid,
+    make_evaluator,
+    make_population_evaluator,
+    maml,
+    members,
+    mlp,
+    task_source,
+)
 from jaxmeta.data import EpisodeSpec
 
 
@@ -42,6 +56,25 @@ def test_who_is_judged_sees_no_labels(source):
     options = {"criterion": CRITERIA["classification"], "num_tasks": 4}
     result = evaluate(cheat, meta_params, state, source, jax.random.key(1), **options)
     np.testing.assert_allclose(result.metrics["accuracy"].mean, 1 / 3, rtol=1e-6)
+
+
+def test_more_classes_than_outputs_are_refused(source):
+    """A share of the tasks would be wrong whatever is predicted, and nothing would say so."""
+    learner = maml(flat_model(outputs=2), inner_optimizer=optax.sgd(0.1))
+    meta_params, state = learner.init(jax.random.key(0), jnp.ones([2, 16, 16, 1]))
+    options = {"criterion": CRITERIA["classification"], "num_tasks": 4, "num_steps": 0}
+    with pytest.raises(ValueError, match="Tasks have 3 classes, and the learner predicts 2"):
+        evaluate(learner, meta_params, state, source, jax.random.key(1), **options)
+    # Another criterion may read fewer outputs as it likes.
+    sums = Criterion(CRITERIA["classification"].loss, {"sum": lambda outputs, targets, weights: outputs.sum()})
+    assert (
+        evaluate(learner, meta_params, state, source, jax.random.key(1), **options | {"criterion": sums}).num_tasks == 4
+    )
+    everyone = members([0])
+    states = init_population(everyone, lambda _: learner, optax.sgd(0.1), source, num_tasks=2)
+    evaluator = make_population_evaluator(lambda _: learner, CRITERIA["classification"], num_steps=0)
+    with pytest.raises(ValueError, match="Tasks have 3 classes, and the learner predicts 2"):
+        evaluator(everyone, states, source, jax.random.key(1), 4)
 
 
 def test_same_tasks_whatever_the_chunk(source):

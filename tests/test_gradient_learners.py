@@ -25,6 +25,7 @@ from jaxmeta import (
     from_linen,
     from_nnx,
     imaml,
+    linear,
     maml,
     maml_plus_plus,
     meta_curvature,
@@ -99,6 +100,25 @@ def test_imaml_may_be_damped(x64):
     exact, damped = 2 * QUERY_M * (phi - SLOPE) * 2.0 / 6.0, 2 * QUERY_M * (phi - SLOPE) * 2.0 / 7.0
     assert abs(exact - damped) > 0.1
     np.testing.assert_allclose(grads["body"], damped, rtol=1e-9)
+
+
+def test_imaml_solves_in_as_many_steps_as_there_are_curvatures(x64):
+    """Loss mean_i d_i^2 (w_i - 3)^2: three curvatures need three conjugate gradients, and one is not enough."""
+    scale = np.array([1.0, 2.0, 3.0])
+    model = from_function(lambda key, inputs: jnp.ones(3), lambda w, inputs: inputs @ w[:, None])
+    support, query = (example_batch(jnp.diag(s), jnp.array(SLOPE * s)[:, None]) for s in (scale, 2.0 * scale))
+
+    def gradient(**options):
+        learner = imaml(model, proximal=2.0, num_steps=200, **options, **SGD)
+        loss = jax.grad(lambda one: learner.loss(one, {}, Episode(support, query), KEY, 0)[0])
+        return loss({"body": jnp.ones(3), "head": {}})["body"]
+
+    pull = 2.0 / (2.0 * scale**2 / 3 + 2.0)
+    phi = SLOPE + pull * (1.0 - SLOPE)
+    exact = 2.0 * (2.0 * scale) ** 2 / 3 * (phi - SLOPE) * pull
+    np.testing.assert_allclose(gradient(), exact, rtol=1e-9)
+    np.testing.assert_allclose(gradient(solver_steps=3), exact, rtol=1e-9)
+    assert np.abs(gradient(solver_steps=1) - exact).max() > 0.1
 
 
 def test_reptile_moves_towards_what_training_on_the_whole_task_leads_to(x64):
@@ -215,6 +235,10 @@ def test_anil_embeds_the_support_set_once_and_learns_as_if_it_did_at_every_step(
 def test_a_half_needs_two():
     with pytest.raises(ValueError, match="needs a model with a body and a head"):
         anil(line(), **SGD).init(KEY, jnp.ones([2, 1]))
+    # All of it is the head: nothing is left for the inner loop.
+    with pytest.raises(ValueError, match="boil needs a model with a body and a head"):
+        boil(linear(3), **SGD).init(KEY, jnp.ones([2, 1]))
+    anil(linear(3), **SGD).init(KEY, jnp.ones([2, 1]))
 
 
 def test_cavia_moves_its_context_from_zero_and_learns_the_rest():

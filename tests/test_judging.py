@@ -8,7 +8,7 @@ import pytest
 from test_challenge import members, write  # noqa: F401  (a fixture)
 from test_protocols import make_run, refused, told
 
-from jaxmeta import PROTOCOLS, ClassPool, Dataset, Protocol
+from jaxmeta import ALGORITHMS, PROTOCOLS, ClassPool, Dataset, Protocol
 from jaxmeta.candidate import Request, open_run, with_protocol
 from jaxmeta.config import Config, ConfigError
 from jaxmeta.data.archive_pools import photographs
@@ -80,6 +80,15 @@ def test_inner_steps_of_a_learner_without_a_loop_are_refused():
 def test_an_algorithm_is_trained_with_the_queries_of_its_paper(preset, algorithm, queries):
     """What MAML needs is not what others do."""
     assert with_algorithm(PRESETS[preset], algorithm).queries == queries
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_only_the_kin_of_maml_begin_transductive(algorithm):
+    """As their papers have it on Omniglot; a learner that puts a head on features sees no other query."""
+    adapts = {"maml", "fomaml", "imaml", "reptile", "meta-sgd", "anil", "boil", "cavia", "maml++", "meta-curvature"}
+    norm = with_algorithm(PRESETS["omniglot-maml-5w1s"], algorithm).norm
+    expected = "transductive" if algorithm in {*adapts, "nearest"} else "inductive"
+    assert norm == ("running" if algorithm.startswith("baseline") else expected)
 
 
 def test_ways_and_shots_are_asked_for_beside_a_preset():
@@ -201,6 +210,12 @@ def test_the_challenge_needs_the_runs_and_not_the_data_of_training(omniglot, mem
     assert (first["trained_on"], first["trained_split"], first["seen_classes"]) == ("omniglot", "small1", False)
     assert (second["trained_on"], second["trained_split"], second["seen_classes"]) == ("glyphs", None, None)
     assert first["error"] == pytest.approx(1 - first["accuracy"]) and first["episodes"] == 20
+    # The archive is looked for where the run was trained from, too.
+    alone = "evaluate", pair[0], "--protocol", "omniglot-challenge"
+    assert "give their folder by --data-dir" in refused(capsys, *alone)
+    write(shutil.copytree(omniglot, tmp_path / "data"), members)
+    assert told(capsys, *alone)["accuracy"] == first["accuracy"]
+    shutil.rmtree(tmp_path / "data")
     # Its own tasks cannot be drawn of data that is gone; another dataset is judged where that is now.
     assert "data_dir" in refused(capsys, "evaluate", pair[0])
     request = Request(dataset="omniglot", data_dir=omniglot)

@@ -15,9 +15,10 @@ import pytest
 import jaxmeta as jm
 from jaxmeta import population_evaluator
 from jaxmeta.cli import main
+from jaxmeta.judgement import examine
 from jaxmeta.presets import PRESETS
 from jaxmeta.sweep_plan import list_runs, plan_runs
-from jaxmeta.workspace import open_workspace
+from jaxmeta.workspace import one_task, open_workspace
 
 SOURCE = jm.task_source(jm.load_sinusoid(), "train", jm.EpisodeSpec(1, 5, 5))
 CRITERION = jm.CRITERIA["regression"]
@@ -288,6 +289,25 @@ def test_a_sweep_on_the_command_line_is_its_runs_alone(tmp_path, capsys):
     assert main(["evaluate", str(run)]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["mse"] == pytest.approx(fine["values"][1], rel=1e-4)
     assert main([*small, "--seeds", "2", "--out", str(sweep)]) == 2
+
+
+@pytest.mark.slow
+def test_each_run_of_a_sweep_is_examined_by_its_own_rate(tmp_path, monkeypatch, capsys):
+    moved = {}
+
+    def recording(workspace, state, protocol):
+        """Adapt by the learner that the leak test is of: a step is as long as its rate."""
+        task, key = one_task(workspace.sources["test"]), jax.random.key(0)
+        adapted = workspace.parts.learner.adapt(state.meta_params, state.state, task.support, key, num_steps=1)
+        start = workspace.parts.learner.adapt(state.meta_params, state.state, task.support, key, num_steps=0)
+        moved[workspace.config.inner_lr] = optax.tree.norm(optax.tree.sub(adapted.params, start.params))
+        return examine(workspace, state, protocol)
+
+    monkeypatch.setattr("jaxmeta.sweep.examine", recording)
+    small = ["train", "--dataset", "sinusoid", "--tasks", "2", "--steps", "1", "--log-every", "1", "--outer-lr", "1e-9"]
+    small += ["--checkpoint-every", "1", "--eval-episodes", "4", "--validation-episodes", "2"]
+    assert main([*small, "--inner-lrs", "0.01", "0.04", "--out", str(tmp_path / "sweep")]) == 0
+    np.testing.assert_allclose(moved[0.04], 4 * moved[0.01], rtol=1e-4)
 
 
 def checkpoint_of(run):

@@ -33,6 +33,7 @@ from jaxmeta import (
     example_batch,
     fingerprint,
     judged_tasks,
+    judgement,
     linear,
     load_sinusoid,
     make_evaluator,
@@ -41,10 +42,11 @@ from jaxmeta import (
     paired_difference,
     protocol_hash,
     protocols,
+    protonet,
     task_source,
 )
 from jaxmeta.candidate import Request, make_ready, open_run, with_protocol
-from jaxmeta.check import leak_test
+from jaxmeta.check import Leak, leak_test
 from jaxmeta.cli import main
 from jaxmeta.config import Config, ConfigError
 from jaxmeta.config_json import from_json, to_json
@@ -186,6 +188,7 @@ PRESETS = {
         "episodes": 20,
         "ensemble": 1,
         "episodes_from": "omniglot-challenge",
+        "norm": "inductive",
     },
 }
 
@@ -294,7 +297,7 @@ def test_a_preset_leaves_what_needs_no_change():
     """Without statistics there is nothing to normalise; averages over training are inductive already."""
     for norm in ("none", "running"):
         own = dataclasses.replace(OWN, norm=norm)
-        assert PROTOCOLS["default"](own, "maml").norm == norm
+        assert PROTOCOLS["default"](own, "maml").norm == PROTOCOLS["omniglot-challenge"](own, "maml").norm == norm
     assert PROTOCOLS["maml"](dataclasses.replace(OWN, norm="none"), "maml").setting == "inductive"
     assert PROTOCOLS["maml"](dataclasses.replace(OWN, norm="running"), "maml").norm == "transductive"
 
@@ -417,6 +420,19 @@ def secretive(spy):
     return learner._replace(predict=predict)
 
 
+def one_each(outputs, batch):
+    """Give each class to one image: all others that want it too change their mind."""
+    wanted, sure = outputs.argmax(1), jnp.where(batch.weights > 0, outputs.max(1), -jnp.inf)
+    surer = (wanted[:, None] == wanted) & (sure[:, None] < sure)
+    return jnp.where(surer.any(1)[:, None], -outputs, outputs)
+
+
+def from_the_middle(outputs, batch):
+    """Know how far from the middle an image lies, on either side."""
+    places = jnp.arange(outputs.shape[0]) - (outputs.shape[0] - 1) / 2
+    return outputs + places[:, None]
+
+
 SPIES = {
     "standardises its outputs": lambda outputs, batch: (outputs - outputs.mean(0)) / outputs.std(0),
     "looks back": lambda outputs, batch: jnp.cumsum(outputs, 0),
@@ -425,6 +441,8 @@ SPIES = {
     "counts by weight": lambda outputs, batch: outputs * batch.weights.sum(),
     "reads the label": lambda outputs, batch: outputs + jax.nn.one_hot(batch.targets, 3),
     "knows the place": lambda outputs, batch: outputs + jnp.arange(outputs.shape[0])[:, None],
+    "knows the place from the middle": from_the_middle,
+    "gives each class to one": one_each,
 }
 
 
@@ -433,6 +451,28 @@ def test_a_learner_that_secretly_looks_at_the_others_is_told(name, episode):
     honest, spying = leaks([secretive(lambda outputs, batch: outputs), secretive(SPIES[name])], episode)
     assert not honest.transductive and honest.change < 1e-5
     assert spying.transductive and spying.change > 1e-3
+
+
+def test_a_place_is_told_of_an_odd_number_of_images_too(episode):
+    """One in the middle stays there if the order is turned round."""
+    odd = episode._replace(query=jax.tree.map(lambda leaf: leaf[:5], episode.query))
+    honest, spying = leaks([secretive(lambda outputs, batch: outputs), secretive(from_the_middle)], odd)
+    assert not honest.transductive and spying.transductive
+
+
+def test_a_leak_to_a_single_image_is_told(episode):
+    """Whichever: a class that two images want is lost by the other one, and the surest sees nothing of it."""
+    plain = secretive(lambda outputs, batch: outputs)
+    key = jax.random.key(0)
+    adapted = plain.adapt(*plain.init(key, episode.support.inputs), episode.support, key, num_steps=0)
+    outputs = plain.predict(adapted, episode.query, key)
+    same = np.flatnonzero(outputs.argmax(1) == outputs.argmax(1)[outputs.max(1).argmax()])
+    surest, other = same[np.argsort(-outputs.max(1)[same])][:2]
+    rest = [place for place in np.flatnonzero(outputs.argmax(1) != outputs.argmax(1)[surest])][:1]
+    for order in ([other, surest, *rest], [surest, other, *rest], [*rest, surest, other]):
+        few = episode._replace(query=jax.tree.map(lambda leaf, order=order: leaf[np.array(order)], episode.query))
+        honest, spying = leaks([plain, secretive(one_each)], few)
+        assert not honest.transductive and spying.transductive
 
 
 @pytest.mark.parametrize("ways", [2, 4, 5])
@@ -456,6 +496,51 @@ def test_a_logit_of_never_hides_no_leak(episode):
     ]
     honest, spying = leaks(never, episode)
     assert not honest.transductive and spying.transductive
+
+
+def test_what_is_large_is_not_taken_for_a_mask(episode):
+    """An adaptation that has nearly diverged: all its outputs are large, and round as those do."""
+
+    def large(outputs, batch):
+        # What another order rounds: of the largest, whatever the output itself.
+        noise = 1e-7 * (jnp.arange(outputs.shape[0])[:, None] % 3) * jnp.abs(outputs).max()
+        return 1e12 * (outputs - outputs[:, :1] + 1e-3 * outputs + noise)
+
+    (leak,) = leaks([secretive(large)], episode)
+    assert not leak.transductive and leak.change > 0
+
+
+def test_copies_are_of_real_images(episode):
+    """What looks at how alike the images are, in a task of few real ones among much padding."""
+    few = jnp.zeros(12).at[jnp.array([2, 5, 9])].set(1.0)
+    padded = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), episode.query)._replace(weights=few)
+    spy = secretive(lambda outputs, batch: outputs + (jnp.ptp(batch.inputs, 0).max() == 0))
+    honest, spying = leaks([secretive(lambda outputs, batch: outputs), spy], episode._replace(query=padded))
+    assert not honest.transductive and spying.transductive
+
+
+@pytest.mark.parametrize("norm", ["inductive", "transductive"])
+def test_an_ensemble_with_a_class_that_is_missing_hides_no_leak(norm, source):
+    """Its masks are not quite the same for all images: -1e9 less the logarithm of a sum."""
+    few = EpisodeSpec(3, 2, 4)
+    episode = jax.tree.map(lambda leaf: leaf[0], source.sample(jax.random.key(3), source.pool, few, 1))
+    model = flat_model()
+
+    def far(*arguments, **options):
+        """Features so far apart that their distances reach the steps of a mask."""
+        features, state = model.embed(*arguments, **options)
+        return 50.0 * features, state
+
+    learner = protonet(model._replace(embed=far), ways=5, norm=norm)
+    theta, state = learner.init(jax.random.key(0), episode.support.inputs)
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 1.1 * leaf]), (theta, state))
+    key = jax.random.key(1)
+    together = ensemble_learner(learner, "classification")
+    adapted = together.adapt(*stacked, episode.support, key, num_steps=None)
+    masks = together.predict(adapted, episode.query, key)[:, 4]
+    assert (masks < -1e8).all() and masks.max() > masks.min()
+    leak = leak_test(together, *stacked, episode, key)
+    assert bool(leak.transductive) == (norm == "transductive"), leak
 
 
 def test_one_query_has_no_others_and_what_is_no_number_is_not_trusted(episode):
@@ -637,6 +722,35 @@ def test_a_result_says_how_it_was_got(runs, capsys):
     assert (result["trained_split"], result["seen_classes"], one["seen_classes"]) == (None, False, None)
 
 
+@pytest.mark.parametrize(
+    ("changes", "measured"),
+    [
+        ([0.0, 0.0, 0.0], "inductive"),
+        ([0.0, 0.0, 0.5], "transductive"),
+        ([np.nan, 0.5], "transductive"),
+        ([0.0, np.nan, 0.0], "inductive"),
+        ([np.nan, np.nan, np.nan], None),
+    ],
+)
+def test_three_tasks_are_looked_at(changes, measured, runs, monkeypatch):
+    """One image may be told apart whatever the others are; of what are no numbers nothing is said."""
+    own = open_workspace(read_config(runs / "one"))
+    state, given, found = make_state(own, jax.random.key(0)), [], iter(changes)
+
+    def test(meta_params, state, episode, key):
+        given.append(np.asarray(episode.query.inputs))
+        change = next(found)
+        return Leak(not change <= 1e-5, change)
+
+    monkeypatch.setattr(judgement, "_leak_tester", lambda *_: test)
+    assert judgement.examine(own, state, protocol_of(own)).measured == measured
+    assert len(given) == len(changes) == len({inputs.tobytes() for inputs in given})
+    # Those that the number is of.
+    source, key = own.sources["test"], jax.random.split(judged_tasks.evaluation_key("test"))[0]
+    tasks = draw_tasks(source.sample, key, source.pool, source.spec, 3, 0)
+    np.testing.assert_array_equal(np.stack(given), tasks.query.inputs[: len(given)])
+
+
 def test_a_preset_that_does_not_fit_the_run(runs, capsys):
     assert "has 5 outputs, and the protocol asks for 20 ways" in refused(
         capsys, "evaluate", runs / "glyphs", "--protocol", "maml-20way"
@@ -716,6 +830,8 @@ def test_learners_that_differ_are_compared_if_it_is_asked_for(runs, tmp_path, ca
 
 def test_runs_that_cannot_be_compared(runs, tmp_path, capsys):
     assert "There is no run in nowhere" in refused(capsys, "compare", runs / "one", "nowhere")
+    other_ways = refused(capsys, "compare", runs / "glyphs", runs / "normalised", "--protocol", "maml-20way")
+    assert f"{runs / 'glyphs'}: The run's head has 5 outputs" in other_ways
     damaged = tmp_path / "damaged"
     shutil.copytree(runs / "one", damaged)
     for state in damaged.glob("checkpoints/*/state"):

@@ -8,7 +8,7 @@ import pytest
 from jax import export
 
 from conftest import flat_model
-from jaxmeta import EpisodeSpec, TaskSource, fit, init_train_state, make_train_step, maml, sample_episodes
+from jaxmeta import EpisodeSpec, MetaLearner, TaskSource, fit, init_train_state, make_train_step, maml, sample_episodes
 from jaxmeta.dispatch import compile_steps
 
 TASKS = 6
@@ -161,6 +161,29 @@ def test_nonfinite_loss_stops_with_its_step(source):
             callback=lambda state, metrics: seen.append(int(state.step)),
         )
     assert seen == [5]
+
+
+def test_more_classes_than_outputs_are_asked_about(source):
+    """The pool has tasks of three classes; a network of two outputs has no loss for the third."""
+    learner = maml(flat_model(outputs=2), inner_optimizer=optax.sgd(0.1))
+    train_state = init_train_state(jax.random.key(0), learner, OPTIMIZER, source, num_tasks=TASKS)
+    with pytest.raises(FloatingPointError, match="at step 1.*an output for each class"):
+        fit(make_train_step(learner, OPTIMIZER), train_state, source, jax.random.key(0), num_tasks=TASKS, num_steps=2)
+
+
+@pytest.mark.parametrize("size", [1, 5000])
+def test_the_norm_of_a_gradient_is_that_of_all_its_numbers(source, size):
+    """Of a small network's at once; also where a leaf is one number."""
+
+    def loss(theta, state, episode, key, step):
+        return theta["one"] * 3.0 + (2.0 * theta["many"]).sum(), (state, {})
+
+    theta = {"one": jnp.ones(()), "many": jnp.ones([size, 2])}
+    learner = MetaLearner(lambda *_: (theta, {}), lambda *_, **__: None, lambda *_: None, loss)
+    train_state = init_train_state(jax.random.key(0), learner, OPTIMIZER, source, num_tasks=2)
+    episodes = source.sample(jax.random.key(1), source.pool, source.spec, 2)
+    _, metrics = make_train_step(learner, OPTIMIZER)(train_state, episodes, jax.random.key(2))
+    np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(9.0 + 4.0 * 2 * size), rtol=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["transductive", "inductive"])

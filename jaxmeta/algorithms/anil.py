@@ -45,14 +45,14 @@ def boil(model: Model, **options: Unpack[GradientOptions]) -> MetaLearner:
     """Make BOIL, "body only in the inner loop": MAML whose inner loop leaves the head.
 
     Args:
-      model: A network with a head.
+      model: A network with a body and a head.
       **options: See `GradientOptions`; inner_optimizer is needed.
 
     Returns:
       A `MetaLearner`; both parts of the network are learned by the outer loop.
 
     Raises:
-      ValueError: as `maml`; at `init`, for a model without a head.
+      ValueError: as `maml`; at `init`, for a model without one of them.
 
     Example:
       >>> import optax
@@ -67,7 +67,7 @@ def boil(model: Model, **options: Unpack[GradientOptions]) -> MetaLearner:
 def _only(part: str, model: Model, who: str) -> Adaptation:
     def init(key, inputs):
         theta, state = model.init(key, inputs)
-        if not jax.tree.leaves(theta["head"]):
+        if not (jax.tree.leaves(theta["head"]) and jax.tree.leaves(theta[part])):
             raise ValueError(f"{who} needs a model with a body and a head: from_linen(body, head); given one part.")
         return theta, state
 

@@ -45,7 +45,7 @@ def run_steps(loop: Loop, inputs, carry, first: int, last: int, *, remat: bool =
 
     indices = loop.first_step + jnp.arange(first, last)
     if not _written_out(carry, last - first, remat):
-        small = not remat and _is_small(carry) and last > first
+        small = not remat and is_small(carry) and last > first
         return jax.lax.scan(body, carry, indices, unroll=STEPS_WRITTEN_OUT if small else 1)
     # Not a scan written out: in one each task has a carry of its own from the start. What all tasks begin with is one
     # here, and the first step is computed with products of all their examples at once. Compiled for its cache of
@@ -57,12 +57,13 @@ def run_steps(loop: Loop, inputs, carry, first: int, last: int, *, remat: bool =
     return carry, jax.tree.map(lambda *steps: jnp.stack(steps), *records)
 
 
-def _is_small(carry: PyTree) -> bool:
+def is_small(carry: PyTree) -> bool:
+    """Tell whether the numbers are so few that what is done with them costs by the operation."""
     return sum(jnp.size(leaf) for leaf in jax.tree.leaves(carry)) <= SMALL_CARRY
 
 
 def _written_out(carry: PyTree, num_steps: int, remat: bool) -> bool:
-    return not remat and 0 < num_steps <= STEPS_WRITTEN_OUT and _is_small(carry)
+    return not remat and 0 < num_steps <= STEPS_WRITTEN_OUT and is_small(carry)
 
 
 def _own(carry: PyTree, key: jax.Array) -> PyTree:
