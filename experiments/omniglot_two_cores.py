@@ -58,6 +58,7 @@ CHANGES = {
     "metaoptnet-ridge": _MANY_WAYS,
     "relation": {"tasks": 2, "outer_lr": 1e-3},
     "matching-fce": {"tasks": 4, "outer_lr": 1e-3},
+    "metaoptnet": {"tasks": 4, "outer_lr": 1e-3},
 }
 # What is left of the budget for compiling, validating and the test.
 SHARE = 0.82
