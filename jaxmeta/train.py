@@ -134,7 +134,6 @@ def make_train_step(
         )
         updates, opt_state = optimizer.update(grads, opt_state, meta_params)
         meta_params = optax.apply_updates(meta_params, updates)
-        # Leaves that are divided over devices stay where they are.
         grad_norm = _norm(grads) if mesh is None else optax.tree.norm(grads)
         nonfinite = 1.0 - jnp.isfinite(loss + grad_norm)
         metrics = {**metrics, "loss": loss, "grad_norm": grad_norm, "nonfinite": nonfinite}
@@ -220,7 +219,9 @@ def fit(
 
 def _norm(grads: PyTree) -> jax.Array:
     leaves = jax.tree.leaves(grads)
-    if leaves and is_small(grads):
+    # Leaves that are divided over devices cannot be laid end to end.
+    divided = any(axis is not None for leaf in leaves for axis in jax.typeof(leaf).sharding.spec)
+    if leaves and is_small(grads) and not divided:
         # One sum, where each leaf would have one of its own.
         return jnp.linalg.norm(jnp.concatenate([leaf.ravel() for leaf in leaves]))
     return optax.tree.norm(grads)

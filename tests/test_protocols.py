@@ -832,6 +832,8 @@ def test_runs_that_cannot_be_compared(runs, tmp_path, capsys):
     assert "There is no run in nowhere" in refused(capsys, "compare", runs / "one", "nowhere")
     other_ways = refused(capsys, "compare", runs / "glyphs", runs / "normalised", "--protocol", "maml-20way")
     assert f"{runs / 'glyphs'}: The run's head has 5 outputs" in other_ways
+    unknown = refused(capsys, "compare", runs / "glyphs", runs / "normalised", "--protocol", "defualt")
+    assert unknown.startswith("jaxmeta: Unknown protocol 'defualt'")
     damaged = tmp_path / "damaged"
     shutil.copytree(runs / "one", damaged)
     for state in damaged.glob("checkpoints/*/state"):

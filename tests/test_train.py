@@ -10,6 +10,7 @@ from jax import export
 from conftest import flat_model
 from jaxmeta import EpisodeSpec, MetaLearner, TaskSource, fit, init_train_state, make_train_step, maml, sample_episodes
 from jaxmeta.dispatch import compile_steps
+from jaxmeta.train import _norm
 
 TASKS = 6
 OPTIMIZER = optax.adam(1e-2)
@@ -184,6 +185,14 @@ def test_the_norm_of_a_gradient_is_that_of_all_its_numbers(source, size):
     episodes = source.sample(jax.random.key(1), source.pool, source.spec, 2)
     _, metrics = make_train_step(learner, OPTIMIZER)(train_state, episodes, jax.random.key(2))
     np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(9.0 + 4.0 * 2 * size), rtol=1e-6)
+
+
+def test_the_norm_of_divided_leaves_is_taken_where_they_lie():
+    """A small network whose shape says over which axis of a mesh it is divided: it is not laid end to end."""
+    mesh = jax.sharding.AbstractMesh((2,), ("model",), axis_types=(jax.sharding.AxisType.Explicit,))
+    by_column = jax.NamedSharding(mesh, jax.P(None, "model"))
+    theta = {"divided": jax.ShapeDtypeStruct([4, 6], jnp.float32, sharding=by_column)}
+    assert jax.eval_shape(_norm, theta).shape == ()
 
 
 @pytest.mark.parametrize("norm", ["transductive", "inductive"])

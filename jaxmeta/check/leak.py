@@ -12,8 +12,6 @@ from jaxmeta.base import Batch, Episode, Key, MetaLearner, PyTree
 TOLERANCE = 1e-5
 # Outputs as large, and nearly the same for all images, mask a class, as -1e9 does; beside them all else is small.
 MASK = 1e8
-# What a program of another shape may round beyond that: an untrained relation network changed by 2.6e-5.
-OTHER_SHAPE = 10.0
 # Images that are looked at among copies of themselves: each costs as much as the whole query set.
 AMONG_COPIES = 4
 
@@ -49,7 +47,7 @@ def leak_test(
     every second image is noise, or has no weight, and the other way round; while all are copies of one, of four in
     turn; and one in the middle alone. A learner that is normalised by its query set, standardises its outputs over
     it, gives each class to one image only, or reads a label, is told by what it does: not by an option of its
-    factory. Of the image alone a tenth of the change counts, since a program of another shape rounds otherwise.
+    factory.
 
     Args:
       learner: The algorithm; nothing of it is trusted.
@@ -98,8 +96,7 @@ def leak_test(
     change = _change(changed, reference, real, jnp.stack(kept[1:]) & real)
     middle = jnp.argmin(jnp.abs(jnp.arange(count) - count // 2) + count * ~real)
     alone = predict(jax.tree.map(lambda leaf: leaf[middle][None], query))
-    of_alone = _change(alone, reference, real, real & (jnp.arange(count) == middle))
-    change = jnp.maximum(change, of_alone / OTHER_SHAPE)
+    change = jnp.maximum(change, _change(alone, reference, real, real & (jnp.arange(count) == middle)))
     # Of outputs that are no numbers nothing can be said; those that become so with the others do depend on them.
     change = jnp.where(jnp.isfinite(change), change, jnp.inf)
     change = jnp.where(jnp.isfinite(jnp.where(_like(real, reference), reference, 0.0)).all(), change, jnp.nan)
