@@ -493,7 +493,7 @@ def test_a_bias_can_be_given_apart():
         layer = Conv(4, use_bias=use_bias)
         variables = layer.init(jax.random.key(1), inputs)
         variables["params"] |= {"bias": jnp.arange(4.0)} if use_bias else {}
-        outputs, bias = layer.apply(variables, inputs, method=Conv.with_bias_apart)
+        outputs, bias, _ = layer.apply(variables, inputs, method=Conv.before_norm)
         assert (bias is not None) == use_bias
         whole = outputs if bias is None else outputs + bias
         np.testing.assert_array_equal(whole, layer.apply(variables, inputs))

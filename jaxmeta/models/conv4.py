@@ -46,10 +46,10 @@ class Conv4Body(nn.Module):
             halves = block < self.halvings
             strides = 2 if self.downsample == "stride" and halves else 1
             convolve = Conv(self.filters, strides=strides, use_bias=self.conv_bias, lowering=self.lowering)
-            hidden, bias = convolve.with_bias_apart(hidden)
+            outputs, bias, statistics = convolve.before_norm(hidden, weights)
             # Rectifying keeps the order of numbers: it may as well come after the pooling.
             pool = self.downsample == "pool" and halves
-            hidden = BatchNorm()(hidden, train=train, weights=weights, pool=pool, offset=bias)
+            hidden = BatchNorm()(outputs, train=train, weights=weights, pool=pool, offset=bias, statistics=statistics)
             if self.context and block == 2:
                 context = self.param("context", nn.initializers.zeros, (self.context,))
                 scale, shift = jnp.split(nn.Dense(2 * self.filters, name="film")(context), 2)

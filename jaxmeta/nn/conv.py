@@ -6,7 +6,9 @@ differentiation and lowered by shape and backend (`nn/lowerings.py`), or by a ta
 was measured (`nn/lowering_table.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 from jaxmeta.nn.contraction import Static, contract
 from jaxmeta.nn.lowering_table import LoweringTable
 from jaxmeta.nn.lowerings import LOWERINGS, Geometry
+from jaxmeta.nn.moments import are_cheaper, convolution_statistics
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -67,19 +70,37 @@ def conv2d(
         raise ValueError(f"groups={groups} does not divide the {kernel.shape[3]} features. Use a divisor of them.")
     if not isinstance(lowering, LoweringTable) and lowering not in ("auto", *LOWERINGS):
         raise ValueError(f"lowering={lowering!r} is none of: auto, {', '.join(LOWERINGS)}, a LoweringTable.")
-    size, window = inputs.shape[1:3], kernel.shape[:2]
-    if isinstance(padding, str):
-        spans = [(places - 1) * step + 1 for places, step in zip(window, dilation, strict=True)]
-        padding = jax.lax.padtype_to_pads(size, spans, strides, padding)
-    geometry = Geometry(size, window, tuple(strides), tuple(map(tuple, padding)), tuple(dilation), groups)
+    geometry = _geometry(inputs.shape, kernel.shape, strides, padding, dilation, groups)
     if min(geometry.out_size) < 1:
         raise ValueError(
-            f"The window {list(window)} does not fit images of {list(size)} with padding {geometry.padding}. "
-            "Use larger images, a smaller window or padding 'SAME'."
+            f"The window {list(geometry.window)} does not fit images of {list(geometry.size)} with padding "
+            f"{geometry.padding}. Use larger images, a smaller window or padding 'SAME'."
         )
     dtype = jnp.promote_types(inputs.dtype, kernel.dtype)
     static = Static("output", geometry, lowering, jax.config.values["jax_default_matmul_precision"])
     return contract(inputs.astype(dtype), kernel.astype(dtype), static)
+
+
+def _geometry(inputs_shape, kernel_shape, strides, padding, dilation, groups) -> Geometry:
+    size, window = inputs_shape[1:3], kernel_shape[:2]
+    if isinstance(padding, str):
+        spans = [(places - 1) * step + 1 for places, step in zip(window, dilation, strict=True)]
+        padding = jax.lax.padtype_to_pads(size, spans, strides, padding)
+    return Geometry(size, window, tuple(strides), tuple(map(tuple, padding)), tuple(dilation), groups)
+
+
+class BeforeNorm(NamedTuple):
+    """A convolution whose outputs will be normalised.
+
+    Attributes:
+      outputs: `[examples, out_height, out_width, features]`, without the bias.
+      bias: `[features]`, or None.
+      statistics: Computes their mean and variance from the inputs; None where the outputs are the cheaper way.
+    """
+
+    outputs: jax.Array
+    bias: jax.Array | None
+    statistics: Callable[[], tuple[jax.Array, jax.Array]] | None
 
 
 class Conv(nn.Module):
@@ -107,24 +128,26 @@ class Conv(nn.Module):
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Convolve `[examples, height, width, channels]`."""
-        outputs, bias = self.with_bias_apart(inputs)
+        outputs, bias, _ = self.before_norm(inputs)
         return outputs if bias is None else outputs + bias
 
     @nn.compact
-    def with_bias_apart(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """Convolve, and give the bias beside the outputs, for what can do without a sum over all of them."""
+    def before_norm(self, inputs: jax.Array, weights: jax.Array | None = None) -> BeforeNorm:
+        """Convolve, and give apart what spares `BatchNorm` a pass over all outputs; `weights` as it takes them."""
         shape = (*self.kernel_size, inputs.shape[-1] // self.feature_group_count, self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        outputs = conv2d(
-            inputs,
-            kernel,
-            _both_ways(self.strides),
-            self.padding,
-            dilation=_both_ways(self.kernel_dilation),
-            groups=self.feature_group_count,
-            lowering=self.lowering,
-        )
-        return outputs, self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        windows = {
+            "strides": _both_ways(self.strides),
+            "padding": self.padding,
+            "dilation": _both_ways(self.kernel_dilation),
+            "groups": self.feature_group_count,
+        }
+        outputs = conv2d(inputs, kernel, **windows, lowering=self.lowering)
+        geometry = _geometry(inputs.shape, kernel.shape, **windows)
+        cheaper = are_cheaper(kernel.shape, geometry)
+        statistics = partial(convolution_statistics, inputs, kernel, geometry, weights) if cheaper else None
+        return BeforeNorm(outputs, bias, statistics)
 
 
 def _both_ways(value: int | tuple[int, int]) -> tuple[int, int]:

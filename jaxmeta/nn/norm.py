@@ -1,5 +1,7 @@
 """Normalisation by the statistics of a weighted batch, or by statistics kept from one."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -64,12 +66,15 @@ class BatchNorm(nn.Module):
         weights: jax.Array | None = None,
         pool: bool = False,
         offset: jax.Array | None = None,
+        statistics: Callable[[], tuple[jax.Array, jax.Array]] | None = None,
     ) -> jax.Array:
         """Normalise `[examples, ..., channels]`; with `pool`, give the 2x2 maximum of the result.
 
         The maximum is then taken first, of the inputs, or of their negatives where the scale is
         negative: the same numbers for a quarter of the work, since normalising keeps their order.
         An `offset [channels]` is as if added to the inputs; it moves their mean, and need not be added to all of them.
+        `statistics` computes mean and variance of the inputs, without the offset, where there is a better way than to
+        go through them: `Conv.before_norm` gives it.
         """
         shape = inputs.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, shape)
@@ -78,7 +83,7 @@ class BatchNorm(nn.Module):
         kept_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, kept)
         kept_variance = self.variable("batch_stats", "variance", jnp.ones, shape, kept)
         if train:
-            mean, variance = batch_statistics(inputs, weights)
+            mean, variance = batch_statistics(inputs, weights) if statistics is None else statistics()
             mean = mean if offset is None else mean + offset.astype(kept)
             if weights is not None:
                 # Of no examples there are no statistics: those that are kept stay.
