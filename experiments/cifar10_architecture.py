@@ -34,7 +34,7 @@ Setting   every network is trained from the beginning with as many gradient step
           The second order goes back through one step as it was computed; with --metagrad mixed_mode less of it is kept.
           By XLA's memory analysis of `architecture_search(...).step` at this size that is 132 MiB of temporaries in
           place of 135, and with a lookahead of 3, which is not run here, 114 in place of 202.
-Cost      in seconds of the compiled programs, without judging: it counts how many random networks may be tried.
+Budget    in seconds of the compiled programs, without judging: it counts how many random networks may be tried.
 Chosen    the bound, on seeds 10 and 11, looking at test accuracies, after seeds 20 to 22 had been seen.
 Hardware  small: 15 minutes on two CPU cores with --jobs 2; full: meant for a GPU.
 """

@@ -1,6 +1,6 @@
 """A controller that sets hyper-parameters while CIFAR-10 is trained on, learned as a deep Q-network.
 
-Sources   Mnih et al., 2015, "Human-level control through deep reinforcement learning", Nature 518; van Hasselt, Guez
+Paper     Mnih et al., 2015, "Human-level control through deep reinforcement learning", Nature 518; van Hasselt, Guez
           and Silver, 2016, arXiv 1509.06461. The view of training as a decision process is that of Li and Malik, 2016,
           arXiv 1606.01885, and of Daniel, Taylor and Nowozin, 2016.
 Command   python experiments/cifar10_controller.py --data-dir FOLDER [--full] [--seeds 3] [--jobs 2] [--out FOLDER]

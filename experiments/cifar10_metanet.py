@@ -1,6 +1,6 @@
 """A meta-network that tunes the training of a CNN on CIFAR-10, against what its cost buys otherwise.
 
-Article   the network is that of the source article: 3x3 convolutions of 64 and 128 channels, ReLU, 2x2 maxima, 512
+Paper     the network is that of the source article: 3x3 convolutions of 64 and 128 channels, ReLU, 2x2 maxima, 512
           hidden units. Method: Maclaurin et al., 2015, arXiv 1502.03492, and Micaelli and Storkey, 2021, arXiv
           2007.07869 (through whole trainings); Franceschi et al., 2017, arXiv 1703.01785 (online); re-weighting: Ren et
           al., 2018, arXiv 1803.09050.
@@ -41,7 +41,7 @@ Setting   nine hyper-parameters: the learning rates of four layers, momentum, we
           and leaves a meta-network little to win. Validation images are cut from the training images; a run
           uses test images for what it prints and nothing else. Small: images of 16x16, a narrow network. Full: the
           article's.
-Cost      in trainings: one that is differentiated counts 6 (5 to 6 in seconds). The random search draws settings of
+Budget    in trainings: one that is differentiated counts 6 (5 to 6 in seconds). The random search draws settings of
           one learning rate for all layers and keeps the best three. The meta-network begins with the best of the first
           36 of those, for which it gives four of its 13 steps (from rates that are given, it takes all 13); it is kept
           as it ends, at its best, or on the mean of its last third. Of either, eight trainings each say which of the

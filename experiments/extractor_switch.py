@@ -28,7 +28,8 @@ Setting   a task: three classes of digits, of letters of many scripts, or of pho
           or 10 examples a class. The classes are in three parts, of digits and photographs by the seed: Conv-4 and
           ResNet-12 are trained on the first, the switch is fitted to tasks of the second, all are judged on the third.
           The means are of all three sources and numbers of examples alike.
-Hardware  small: 13 minutes on two CPU cores with --jobs 2, beside other work; full: meant for a GPU.
+Budget    small: 13 minutes with --jobs 2, beside other work.
+Hardware  small: two CPU cores; full: meant for a GPU.
 """
 
 import argparse

@@ -48,7 +48,8 @@ Chosen    that there are stages, how many steps, NRES, and the constant of the l
           place of 16, and cost less, was seen on seeds 10 and 11. Runs of seeds 0 to 2 and 20 to 22 were seen
           before the last changes: more tasks to tune and to judge on. The letters were not. The row of rates that fall
           was run by itself (--only, without a name), after the others.
-Hardware  small: 18.5 minutes on two CPU cores with --jobs 2, without that row; full: one GPU.
+Budget    small: 18.5 minutes with --jobs 2, without that row.
+Hardware  small: two CPU cores; full: one GPU.
 """
 
 import argparse

@@ -7,6 +7,7 @@ Setting   pooled conv4 with 64 filters, statistics of training; training images 
           60,000 steps of two batches of images, Adam 1e-3. A head of a task takes 100 steps on the whole support set by
           momentum 0.9 and 0.01 (the authors: 100 passes in batches of 4, with dampening 0.9 and decay 0.001, and a
           learned length of each class in place of a fixed scale).
+Budget    60,000 outer steps for each setting; fewer with --steps.
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 

@@ -5,6 +5,7 @@ Command   python experiments/mini_imagenet_boil.py 5w1s --data-dir DIR     (also
 Expected  49.61 +- 0.16, 66.45 +- 0.37 % (quoted from memory)
 Setting   conv4 with 64 filters; one inner step of 0.5 on the body alone, at test too; 30,000 outer steps of 4 tasks (5
           shots: 2), Adam 1e-3.
+Budget    30,000 outer steps for each setting; fewer with --steps.
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 

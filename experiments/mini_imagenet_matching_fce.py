@@ -6,6 +6,7 @@ Command   python experiments/mini_imagenet_matching_fce.py 5w1s --data-dir DIR  
 Expected  44.2, 57.0 % without fine-tuning, on the authors' own choice of classes (quoted from memory)
 Setting   pooled conv4 with 64 filters and statistics of training; 60,000 outer steps of 4 tasks (5 shots: 2), 15
           queries a class, Adam 1e-3.
+Budget    60,000 outer steps for each setting; fewer with --steps.
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 

@@ -8,6 +8,7 @@ Setting   ResNet-12, statistics of training; training images cropped, mirrored a
           of 8 tasks with 6 queries a class, Adam 1e-3 with a cosine (the authors: SGD with momentum, steps of the
           rate, 15 shots in training whatever the test has; their ResNet-12 has DropBlock, and its maps go to the head
           unpooled, where ours are averaged to 640 features).
+Budget    60,000 outer steps for each setting; fewer with --steps.
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 

@@ -1,6 +1,7 @@
 """Meta-features, and a meta-model with learned rates, over ten tasks of MNIST, against training from scratch.
 
-Task      of each digit: which of these is it, and which is one of three others? The tasks of 0 to 3 and 5 are for the
+Paper     none: the three parts, meta-features, meta-model and learned optimiser, are those of the source article.
+Setting   of each digit: which of these is it, and which is one of three others? The tasks of 0 to 3 and 5 are for the
           training stage; by those of 4, which the meta-model has not been trained on, configurations are chosen. Each
           digit of training is many: under 25 linear maps of the plane, in four quarter turns and mirrored; 4 is eight,
           under the turns and the mirror alone. The tasks of 6 to 9 are for the test stage, among themselves, upright
@@ -43,7 +44,8 @@ Chosen    the maps, how strong they are, how many outer steps and which configur
           test digits on another seed (10), to the advantage of scratch; that there are thirty steps and a digit kept
           for choosing came after test figures had been seen. That the learned optimiser begins as gradient descent, not
           as Adam: on tasks of 3 to 5 for 0 to 2, seed 10.
-Hardware  small: 17.6 minutes on two CPU cores with --jobs 2, most of it for the learned optimiser; full: a GPU.
+Budget    small: 17.6 minutes with --jobs 2, most of it for the learned optimiser.
+Hardware  small: two CPU cores; full: a GPU.
 """
 
 import argparse

@@ -4,6 +4,7 @@ Paper     Raghu, Raghu, Bengio and Vinyals, "Rapid Learning or Feature Reuse?", 
 Command   python experiments/omniglot_anil.py 20w1s --data-dir DIR     (also 20w5s, all)
 Expected  96.2 +- 0.5, 98.0 +- 0.3 %
 Setting   that of omniglot_maml.py, the inner loop on the head alone.
+Budget    60,000 outer steps for each setting; fewer with --steps.
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 

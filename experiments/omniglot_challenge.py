@@ -13,6 +13,7 @@ Setting   a prototypical network: pooled conv4 of 64 filters, statistics of trai
 Reached   15.0 +- 5.2 % (small1) and 10.5 +- 2.8 % (small2) with --steps 2000, after 10 and 7 minutes on one CPU core;
           with 30 alphabets 5.3 +- 2.7 % after 8000 steps (the default; half an hour on two cores with other work
           beside it), 6.8 +- 3.0 % after 3000 (7 minutes).
+Budget    8000 outer steps of 4 tasks; fewer with --steps.
 Hardware  2 CPU cores.
 """
 

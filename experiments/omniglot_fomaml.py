@@ -5,6 +5,7 @@ Paper     Nichol, Achiam and Schulman, "On First-Order Meta-Learning Algorithms"
 Command   python experiments/omniglot_fomaml.py 5w1s --data-dir DIR     (also 5w5s, 20w1s, 20w5s, all)
 Expected  98.3 +- 0.5, 99.2 +- 0.2, 89.4 +- 0.5, 97.9 +- 0.1 %
 Setting   that of omniglot_maml.py, with the gradient of first order.
+Budget    60,000 outer steps for each setting; fewer with --steps.
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 

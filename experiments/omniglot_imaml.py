@@ -7,6 +7,7 @@ Command   python experiments/omniglot_imaml.py 5w1s --data-dir DIR     (also 5w5
 Expected  99.16 +- 0.35, 99.67 +- 0.12, 94.46 +- 0.42, 98.69 +- 0.10 %
 Setting   16 inner steps of 0.1 (20 ways: 25), lambda 2, 5 steps of conjugate gradients damped by 10; at test too;
           otherwise that of omniglot_maml.py.
+Budget    60,000 outer steps for each setting; fewer with --steps.
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 

@@ -6,6 +6,7 @@ Command   python experiments/omniglot_in_context.py 5w1s --data-dir DIR     (als
 Expected  99.07 +- 0.16, 99.78 +- 0.09, 97.64 +- 0.30, 99.36 +- 0.18 % (quoted from memory)
 Setting   pooled conv4 with 64 filters and statistics of the support set; 60,000 outer steps of 32 tasks (20 ways: 16),
           5 queries a class, Adam 1e-3 with a cosine.
+Budget    60,000 outer steps for each setting; fewer with --steps.
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 

@@ -8,6 +8,7 @@ Setting   60,000 outer steps, Adam 1e-3; 1 inner step of 0.4 (3 at test) and 32 
           5 inner steps of 0.1 and 16 tasks for 20-way; 64 filters, stride 2, statistics of the query
           batch; as many query images as shots; random split, 1200 training characters
           (of which 100 choose the checkpoint here).
+Budget    60,000 outer steps for each setting; fewer with --steps.
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 

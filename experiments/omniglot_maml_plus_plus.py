@@ -5,6 +5,7 @@ Command   python experiments/omniglot_maml_plus_plus.py 20w1s --data-dir DIR    
 Expected  99.47, 99.93, 97.65, 99.33 % (an ensemble of the best five checkpoints)
 Setting   50,000 outer steps of 8 tasks, Adam 1e-3 with a cosine; 5 inner steps in training and at test,
           rates begin at 0.1; first-order gradients in the first half, multi-step loss over a tenth; one query a class.
+Budget    50,000 outer steps for each setting; fewer with --steps.
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 

@@ -5,6 +5,7 @@ Paper     Li, Zhou, Chen and Li, "Meta-SGD: Learning to Learn Quickly for Few-Sh
 Command   python experiments/omniglot_meta_sgd.py 5w1s --data-dir DIR     (also 5w5s, 20w1s, 20w5s, all)
 Expected  99.53 +- 0.26, 99.93 +- 0.09, 95.93 +- 0.38, 98.97 +- 0.19 % (20-way: quoted from memory)
 Setting   that of omniglot_maml.py with one inner step in training and at test; rates begin at 0.4.
+Budget    60,000 outer steps for each setting; fewer with --steps.
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 

@@ -7,6 +7,7 @@ Expected  98.91 +- 0.05, 99.74 +- 0.02, 96.24 +- 0.05, 99.20 +- 0.02 % (quoted f
           filters; ours is the one of 64 that everybody has.
 Setting   pooled conv4 with 64 filters and statistics of training; 60,000 outer steps of two tasks of 20 ways, 5 queries
           a class, Adam 1e-3 with a cosine.
+Budget    60,000 outer steps for each setting; fewer with --steps.
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 

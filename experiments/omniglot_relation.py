@@ -7,6 +7,7 @@ Expected  99.6 +- 0.2, 99.8 +- 0.1, 97.6 +- 0.2, 99.1 +- 0.1 %, with a relation 
           so sees all queries of a task; ours normalises each pair by itself.
 Setting   a task a step, as the paper's: 19 queries a class with 5 ways and 1 shot, 15 with 5 shots, 10 and 5 with 20
           ways; 500,000 outer steps, Adam 1e-3; maps of conv4 with 64 filters, statistics of training.
+Budget    500,000 outer steps for each setting; fewer with --steps.
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 

@@ -8,10 +8,11 @@ Paper     Nichol, Achiam and Schulman, "On First-Order Meta-Learning Algorithms"
 Command   python experiments/omniglot_reptile.py 5w1s --data-dir DIR     (also 5w5s, 20w1s, 20w5s, all)
 Expected  97.68 +- 0.04, 99.48 +- 0.06, 89.43 +- 0.14, 97.12 +- 0.32 %
           (inductive: 95.39, 98.90, 88.14, 96.65)
-Setting   100,000 outer steps of 5 tasks, outer rate from 1 to 0; inner Adam without first moment, 1e-3;
+Setting   outer steps of 5 tasks, outer rate from 1 to 0; inner Adam without first moment, 1e-3;
           5 steps of 10 images (10 steps of 20 and 5e-4 for 20-way), 50 at test
           of 5 images (20-way: 10); 10 images of a class, of which the
           test shows `shots`; 64 filters, stride 2; one query a class.
+Budget    100,000 outer steps with 5 ways, 200,000 with 20; fewer with --steps.
 Hardware  meant for a GPU; experiments/README.md says what was reached, and on what.
 """
 

@@ -7,7 +7,8 @@ Command   python experiments/omniglot_to_mnist.py RUN --data-dir DIR     (RUN: o
 Expected  of ten ways and one shot more than 70.3 %
 Setting   tasks of all ten digits of the test images, ten ways for learners whose head allows it, one example and 15
           queries a class, inductive; 1000 tasks. `jaxmeta evaluate RUN --dataset mnist` judges by the run's own ways.
-Hardware  a minute on two CPU cores.
+Budget    none for training: the run is there; a minute to judge it.
+Hardware  two CPU cores.
 """
 
 import argparse

@@ -9,6 +9,7 @@ Setting   split by alphabet (vinyals) with rotations; conv4 of stride 2 (for the
           cosine (Reptile: its own outer steps, linearly to nothing) over the steps that fit the budget, of which a few
           are timed first ("within_budget" says whether they did fit); 1000 test tasks, best of 10 validated
           checkpoints. Intervals are over tasks, of one training: other seeds by --seed.
+Budget    --minutes, of both cores, for training, validation and test together.
 Hardware  2 CPU cores.
 """
 
@@ -31,8 +32,8 @@ from settings import said_plainly
 _MANY_WAYS = {"train_ways": 20, "tasks": 2, "outer_lr": 1e-3}
 CHANGES = {
     # The best of nine settings by 100 validation tasks after 500 to 1600 steps: the paper's, 1e-3 of Adam, is for many
-    # more than fit, and reached 76 % under this budget.
-    "reptile": {"tasks": 5, "inner_optimizer": "sgd", "inner_lr": 0.3, "inner_steps": 10},
+    # more than fit, and reached 76 % under this budget. Six tasks, not the paper's five: they divide over two cores.
+    "reptile": {"tasks": 6, "inner_optimizer": "sgd", "inner_lr": 0.3, "inner_steps": 10},
     # With the paper's pull, 2, the loss after 1200 tasks is 1.36, with a damping of 10 it is 1.20, with a pull of 0.1
     # 0.90. Where adapting costs most of a step, more queries of each task cost little. With an outer rate of 6e-3 a
     # whole run (of 4900 steps) reached 92.2 %, with 3e-3 (of 5500) 93.8.

@@ -12,7 +12,8 @@ Expected  the paper has no number for sine waves, only an order: follow-the-meta
 Setting   100 tasks, 20 points each, judged on 100 others after 0, 5, 10 and 20 points; 100 outer steps of 8 stored
           tasks a round, Adam 1e-3; five inner steps of 0.01 with exact second order, 20 in judgement; fine-tuning 100
           steps of 0.01; from scratch 200 steps of Adam 1e-2. Regret is against who knows every wave: the sum of errors.
-Hardware  about a minute on two CPU cores.
+Budget    100 rounds of 100 outer steps; about a minute.
+Hardware  two CPU cores.
 """
 
 import argparse

@@ -6,7 +6,8 @@ Command   python experiments/sinusoid_cnp.py
 Expected  no number of its own; MAML 0.67, 0.38 and 0.35 after 1, 5 and 10 gradient steps on five points
 Setting   70,000 outer steps of 25 tasks of ten points, Adam 1e-3 with a cosine; an encoder and a decoder of two hidden
           layers.
-Hardware  a minute or two on two CPU cores.
+Budget    70,000 outer steps; a minute or two.
+Hardware  two CPU cores.
 """
 
 import argparse

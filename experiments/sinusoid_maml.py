@@ -6,7 +6,8 @@ Expected  0.67, 0.38, 0.35 at 1, 5, 10 steps
 Setting   70,000 outer steps of 25 tasks, Adam 1e-3 with a cosine; trained with one inner step of
           0.01 on five points; two hidden layers of 40. (Trained on ten, as the paper says of its curves, 0.63 after one
           step on five points; and after ten steps a few waves diverge.)
-Hardware  about a minute on two CPU cores.
+Budget    70,000 outer steps; about a minute.
+Hardware  two CPU cores.
 """
 
 import argparse

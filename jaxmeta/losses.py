@@ -110,13 +110,16 @@ class Criterion(NamedTuple):
     Attributes:
       loss: `(outputs, targets, weights) -> scalar`, differentiated in both loops.
       metrics: Functions of the same arguments by name; the first is the headline.
+      regresses: Whether targets are values and not classes: what a learner that can do both goes by, and one that
+        cannot refuses.
     """
 
     loss: Loss
     metrics: dict[str, Loss]
+    regresses: bool = False
 
 
 CRITERIA = {
     "classification": Criterion(cross_entropy, {"accuracy": accuracy, "loss": cross_entropy}),
-    "regression": Criterion(mean_squared_error, {"mse": mean_squared_error, "loss": mean_squared_error}),
+    "regression": Criterion(mean_squared_error, {"mse": mean_squared_error, "loss": mean_squared_error}, True),
 }

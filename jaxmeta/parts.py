@@ -18,7 +18,7 @@ from jaxmeta.dispatch import TrainStep
 from jaxmeta.inner import INNER_OPTIMIZERS
 from jaxmeta.losses import CRITERIA, Criterion
 from jaxmeta.metagrad import ESTIMATORS, METAGRADS
-from jaxmeta.models import MODELS, in_precision
+from jaxmeta.models import MODELS, PRECISIONS, in_precision
 from jaxmeta.nn import LoweringTable
 from jaxmeta.train import make_train_step
 
@@ -61,6 +61,7 @@ def build(config: Config, dataset: Dataset, mesh: Mesh | None = None, lowering: 
     model = in_precision(model, config.precision)
     criterion = CRITERIA[dataset.kind]
     learner = _learner(config, model, criterion, classes=len(dataset.class_names["train"]))
+    learner = _in_precision(learner, config.precision)
     rate = config.outer_lr
     if config.outer_schedule == "cosine":
         rate = optax.cosine_decay_schedule(config.outer_lr, config.steps)
@@ -98,6 +99,19 @@ def _learner(config: Config, model: Model, criterion: Criterion, classes: int) -
         return factory(model, **{name: value for name, value in options.items() if name in takes})
     except ValueError as error:
         raise ConfigError(f"{named_algorithm(config)}: {error}") from error
+
+
+def _in_precision(learner: MetaLearner, precision: str) -> MetaLearner:
+    """Let a learner's products beside its model, of a head or of what compares, be as exact as those of the model."""
+
+    def computed(function):
+        def compute(*args, **options):
+            with jax.default_matmul_precision(PRECISIONS[precision]):
+                return function(*args, **options)
+
+        return compute
+
+    return MetaLearner._make(None if function is None else computed(function) for function in learner)
 
 
 def named_algorithm(config: Config) -> str:

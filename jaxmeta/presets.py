@@ -117,7 +117,8 @@ _HEAD = {**_NO_LOOP, "norm": "inductive", "queries": 5}
 _PROBE = {"inner_optimizer": "momentum", "inner_lr": 0.01, "inner_steps": 100, "eval_inner_steps": 100}
 _PRETRAINED = {**_PROBE, "norm": "running", "queries": 15, "tasks": 2}
 
-# What `--algorithm NAME` changes in the preset of the dataset: the paper's setting where it is not MAML's.
+# What `--algorithm NAME` changes in the preset of the dataset: what the algorithm cannot do without, or is known by.
+# All else stays as the dataset's preset has it for MAML; a paper's setting as a whole is in its file in `experiments/`.
 ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
     "maml": {},
     "fomaml": {},

@@ -1,6 +1,7 @@
 """The experiments on tasks of images: what each asks for can be trained, and every algorithm has one."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from jaxmeta.presets import PRESETS
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 BY_SETTINGS = sorted(path for path in EXPERIMENTS.glob("*.py") if "    run_settings(" in path.read_text())
+# They have no header: they serve the experiments.
+SERVE = {"comparisons", "make_tables", "planes", "seeds", "settings"}
 # They learn nothing before they see a task: they are in the table of all.
 IN_THE_TABLE_OF_ALL = {"nearest", "scratch"}
 
@@ -39,15 +42,27 @@ def asked_of(path, monkeypatch, tmp_path):
     return configs, protocols
 
 
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.py")), ids=lambda path: path.stem)
+def test_a_header_says_what_a_reader_needs(path):
+    header = path.read_text().split('"""')[1]
+    words = re.findall(r"\n([A-Z][a-z]+) {2,}", header)
+    if path.stem in SERVE:
+        assert not words
+        return
+    assert {"Paper", "Command", "Setting", "Budget", "Hardware"} <= set(words)
+    # What a paper reached, or where it has no number, what was asked for.
+    assert {"Expected", "Asked"} & set(words)
+
+
 @pytest.mark.parametrize("path", BY_SETTINGS, ids=lambda path: path.stem)
 def test_an_experiment_asks_for_what_can_be_trained_and_judged(path, monkeypatch, tmp_path, capsys):
     configs, protocols = asked_of(path, monkeypatch, tmp_path)
     header = path.read_text().split('"""')[1]
-    assert all(f"\n{word}" in header for word in ("Paper ", "Command ", "Expected ", "Setting ", "Hardware "))
     assert f"python experiments/{path.name} " in header and ("arXiv" in header or "Workshop" in header)
     assert len(configs) >= 2 and protocols and set(protocols) <= set(PROTOCOLS)
     for config in configs:
         check_config(config)
+        assert re.search(rf"\nBudget .*\b{config.steps:,} ", header)
     # Each setting is a run of its own, and one says what its paper reached.
     runs = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     papers = [run for run in runs if "paper" in run]

@@ -10,6 +10,7 @@ from jax.test_util import check_grads
 
 from jaxmeta import (
     CRITERIA,
+    Criterion,
     EpisodeSpec,
     cnp,
     cnp_distribution,
@@ -26,6 +27,7 @@ from jaxmeta import (
     svm_weights,
     task_source,
 )
+from jaxmeta.losses import weighted_mean
 
 REGRESSION = CRITERIA["regression"]
 
@@ -213,6 +215,37 @@ def test_cnp_loss_is_the_likelihood_of_what_it_predicts(sinusoids):
     np.testing.assert_allclose(loss, -densities[:7].mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["mse"], jnp.square(query.targets - mean)[:7].mean(), rtol=1e-5)
     assert (deviation > 0.1).all()
+
+
+def test_cnp_regresses_more_values_than_its_layers_are_wide():
+    batch = example_batch(jnp.ones([4, 1]), jnp.ones([4, 3]))
+    learner = cnp(mlp(3), ways=3, width=2, criterion=REGRESSION)
+    params, state = learner.init(jax.random.key(0), batch.inputs)
+    assert learner.predict(learner.adapt(params, state, batch, jax.random.key(0)), batch, jax.random.key(0)).shape == (
+        4,
+        3,
+    )
+
+
+def test_a_criterion_of_ones_own_says_whether_it_regresses(sinusoids):
+    def absolute_error(outputs, targets, weights):
+        return weighted_mean(jnp.abs(outputs - targets).mean(-1), weights)
+
+    episode = jax.tree.map(lambda leaf: leaf[0], sinusoids)
+    values = Criterion(absolute_error, {"mae": absolute_error}, regresses=True)
+    learner = cnp(mlp(1), ways=1, width=8, criterion=values)
+    params, state = learner.init(jax.random.key(0), episode.support.inputs)
+    loss, (_, metrics) = learner.loss(params, state, episode, jax.random.key(0), 0)
+    assert np.isfinite(loss) and metrics["mae"] > 0
+    with pytest.raises(ValueError, match="protonet tells classes apart and cannot regress"):
+        protonet(mlp(1), ways=1, criterion=values)
+    for factory in (cnp, protonet):
+        learner = factory(mlp(1), ways=1, criterion=values._replace(regresses=False))
+        params, state = learner.init(jax.random.key(0), episode.support.inputs)
+        with pytest.raises(
+            ValueError, match="as targets, an integer type; given float32. To regress .* regresses=True"
+        ):
+            learner.adapt(params, state, episode.support, jax.random.key(0))
 
 
 def test_refusals(monkeypatch):

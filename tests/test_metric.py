@@ -249,11 +249,15 @@ def test_siamese_refuses_tasks_without_a_pair_of_one_class():
     other = episode.query._replace(targets=jnp.array([2, 2, 2]))
     with pytest.raises(ValueError, match=r"support classes \[0, 1, 3\] and query classes \[2\]"):
         learner.loss(params, {}, Episode(episode.support, other), KEY, 0)
+
     # Compiled, the targets are not known: what cannot be refused is no number, and training stops at it.
-    loss = jax.jit(
-        lambda targets: learner.loss(params, {}, episode._replace(query=other._replace(targets=targets)), KEY, 0)[0]
-    )
-    assert np.isnan(loss(other.targets)) and np.isfinite(loss(jnp.array([2, 2, 3])))
+    def value(params, targets):
+        return learner.loss(params, {}, episode._replace(query=other._replace(targets=targets)), KEY, 0)[0]
+
+    loss = jax.jit(jax.value_and_grad(value))
+    for targets, known in ((other.targets, False), (jnp.array([2, 2, 3]), True)):
+        # Nor is its gradient a number: parameters that stayed as they are would hide it from who looks at them alone.
+        assert all((np.isfinite(leaf) == known).all() for leaf in jax.tree.leaves(loss(params, targets)))
 
 
 def test_siamese_refuses_a_dataset_with_a_class_of_one_image(monkeypatch):

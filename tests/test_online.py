@@ -19,7 +19,9 @@ from jaxmeta import (
     from_function,
     inner_sgd,
     maml,
+    mlp,
     scratch,
+    siamese,
 )
 from jaxmeta.online import sample_buffer, store
 
@@ -157,3 +159,13 @@ def test_refuses_no_tasks():
     online = follow_the_meta_leader(maml(SLOPE, **INNER), optax.sgd(0.1), **OPTIONS)
     with pytest.raises(ValueError, match="at least one task"):
         fit_online(online, jax.eval_shape(online.init, jax.random.key(0), line(1.0)), [], jax.random.key(0))
+
+
+def test_what_learns_no_more_is_said():
+    """A pair of one class needs two examples: with one of each, siamese has no number to learn from."""
+    task = Episode(*(Batch(np.eye(6, dtype=np.float32), np.arange(6), np.ones(6, np.float32)) for _ in range(2)))
+    options = {"criterion": CRITERIA["classification"], "spec": EpisodeSpec(3, 1, 1), "sizes": [3], "num_tasks": 2}
+    online = follow_the_meta_leader(siamese(mlp(6, hidden=(4,)), ways=6), optax.sgd(0.1), meta_updates=1, **options)
+    state = jax.jit(online.init)(jax.random.key(0), task)
+    with pytest.raises(FloatingPointError, match=r"after task 1\. .* siamese needs two examples or more of each class"):
+        fit_online(online, state, [task, task], jax.random.key(1))

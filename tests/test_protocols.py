@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,7 @@ from jaxmeta.evaluate import draw_tasks
 from jaxmeta.folder import read_config, write_config
 from jaxmeta.judged_tasks import episodes_of
 from jaxmeta.judgement import judged, protocol_of, seen_classes
+from jaxmeta.models import MODELS
 from jaxmeta.presets import with_algorithm
 from jaxmeta.workspace import make_state, open_workspace
 
@@ -350,7 +352,7 @@ def test_two_checkpoints_meet_the_same_tasks(source):
         return adapted + batch.inputs.sum() * jnp.ones(batch.weights.shape)
 
     learner = MetaLearner(lambda key, inputs: ({}, {}), adapt, predict, lambda *arguments: None)
-    criterion = Criterion(CRITERIA["regression"].loss, {"seen": lambda outputs, targets, weights: outputs[0]})
+    criterion = Criterion(CRITERIA["regression"].loss, {"seen": lambda outputs, targets, weights: outputs[0]}, True)
     key, seen = jax.random.key(5), []
     for meta_params, chunk in ((jnp.zeros(2), 4), (jnp.ones(2), 3)):
         evaluator = make_evaluator(learner, criterion, task_chunk=chunk)
@@ -401,6 +403,7 @@ def test_every_algorithm_leaks_where_it_says_so_and_nowhere_else(name, episode):
 
 
 AVERAGED = ["protonet", "matching", "matching-fce", "relation", "siamese", "r2d2", "metaoptnet", "metaoptnet-ridge"]
+AVERAGED += ["in-context", "cnp"]
 
 
 @pytest.mark.parametrize("name", [*AVERAGED, "baseline", "baseline++"])
@@ -408,6 +411,18 @@ def test_averages_of_training_leak_nothing(name, episode):
     options = dict(CASES[name].options) | {"norm": "running"}
     (leak,) = leaks([ALGORITHMS[name](flat_model(), **options)], episode, num_steps=None)
     assert not leak.transductive
+
+
+@pytest.mark.parametrize(("name", "model"), [("relation", "conv4-maps"), ("protonet", "conv4")])
+def test_rounding_of_a_new_convolutional_network_is_no_leak(name, model):
+    """A batch, and an image alone, are computed in programs of different shapes."""
+    learner = ALGORITHMS[name](MODELS[model](5, filters=8), ways=5, norm="inductive")
+    drawings = (jax.random.uniform(jax.random.key(0), [30, 28, 28, 1]) < 0.15).astype(jnp.float32)
+    episode = Episode(example_batch(drawings[:5], jnp.arange(5)), example_batch(drawings[5:], jnp.arange(25) % 5))
+    test = jax.jit(partial(leak_test, learner, episode=episode, key=jax.random.key(2)))
+    for seed in range(2):
+        leak = test(*jax.jit(learner.init)(jax.random.key(seed), drawings[:5]))
+        assert leak.change <= 1e-5 and not leak.transductive
 
 
 def secretive(spy):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.base import Batch, Key, Metrics, PyTree
-from jaxmeta.losses import CRITERIA, Criterion
+from jaxmeta.losses import Criterion
 
 NORMS = ("transductive", "inductive", "running")
 
@@ -31,7 +31,7 @@ def check_norm(who: str, norm: str, known: tuple[str, ...] = NORMS) -> None:
 
 def regresses(criterion: Criterion | None) -> bool:
     """Tell whether a criterion is that of regression."""
-    return criterion is not None and criterion.loss is CRITERIA["regression"].loss
+    return criterion is not None and criterion.regresses
 
 
 def check_classifies(who: str, criterion: Criterion | None) -> None:
@@ -86,6 +86,20 @@ def present_classes(support: Batch, ways: int) -> jax.Array:
     if not jnp.issubdtype(support.targets.dtype, jnp.integer):
         return jnp.ones(support.targets.shape[-1], bool)
     return (values_of(support, ways) * support.weights[:, None]).sum(0) > 0
+
+
+def class_weights(support: Batch, ways: int) -> jax.Array:
+    """Give the weight of every example in its class, `[examples, ways]`: one-hot targets times weights.
+
+    Raises:
+      ValueError: for values as targets.
+    """
+    if not jnp.issubdtype(support.targets.dtype, jnp.integer):
+        raise ValueError(
+            f"This learner tells classes apart and needs their numbers as targets, an integer type; given "
+            f"{support.targets.dtype}. To regress values, give it a criterion with regresses=True."
+        )
+    return jax.nn.one_hot(support.targets, ways) * support.weights[:, None]
 
 
 def values_of(batch: Batch, ways: int) -> jax.Array:

@@ -134,8 +134,8 @@ def _network(labels: int, outputs: int, slots: int, width: int):
         return jnp.concatenate([features, numbers.astype(features.dtype)], 1)
 
     def init(key, features):
-        zeros = jnp.zeros([features.shape[0], slots * width])
-        return network.init(key, beside(features, zeros[:, :labels]), beside(features, zeros))["params"]
+        of_examples, of_queries = (jnp.zeros([features.shape[0], size]) for size in (labels, slots * width))
+        return network.init(key, beside(features, of_examples), beside(features, of_queries))["params"]
 
     def encode(head, support) -> PyTree:
         labelled = beside(support.inputs, values_of(support, labels))

@@ -14,8 +14,7 @@ Machines", 2001; Amos and Kolter, "OptNet", 2017, arXiv 1703.00443.
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.algorithms.adapted import present_classes, values_of
-from jaxmeta.algorithms.embedding import class_weights
+from jaxmeta.algorithms.adapted import class_weights, present_classes, values_of
 from jaxmeta.base import Batch
 
 # Interior points need about 10 steps in float64. In float32 they never fall below qpax's own tolerance, and all

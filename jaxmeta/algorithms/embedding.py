@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.algorithms.adapted import check_norm, metrics_of
+from jaxmeta.algorithms.adapted import check_norm, class_weights, metrics_of
 from jaxmeta.base import Batch, MetaLearner, Model, PyTree
 from jaxmeta.losses import CRITERIA, Criterion
 from jaxmeta.models import with_flat_features
@@ -130,11 +130,6 @@ def embedding_learner(
         return value, (state, metrics_of(criterion, outputs, query))
 
     return MetaLearner(init, adapt, predict, loss)
-
-
-def class_weights(support: Batch, ways: int) -> jax.Array:
-    """Give the weight of every example in its class, `[examples, ways]`: one-hot targets times weights."""
-    return jax.nn.one_hot(support.targets, ways) * support.weights[:, None]
 
 
 def class_means(support: Batch, ways: int) -> tuple[jax.Array, jax.Array]:

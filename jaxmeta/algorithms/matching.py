@@ -14,8 +14,8 @@ from typing import Unpack
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.algorithms.adapted import check_classifies
-from jaxmeta.algorithms.embedding import NEVER, Head, class_weights, embedding_learner
+from jaxmeta.algorithms.adapted import check_classifies, class_weights
+from jaxmeta.algorithms.embedding import NEVER, Head, embedding_learner
 from jaxmeta.algorithms.options import HeadOptions
 from jaxmeta.base import Batch, MetaLearner, Model
 from jaxmeta.metagrad import check_count

@@ -15,8 +15,8 @@ from typing import NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.algorithms.adapted import check_classifies
-from jaxmeta.algorithms.embedding import NEVER, Head, class_weights, embedding_learner
+from jaxmeta.algorithms.adapted import check_classifies, class_weights
+from jaxmeta.algorithms.embedding import NEVER, Head, embedding_learner
 from jaxmeta.algorithms.options import ProbeOptions
 from jaxmeta.base import Batch, MetaLearner, Model, PyTree
 from jaxmeta.inner import inner_loop
@@ -36,7 +36,8 @@ def baseline(model: Model, **options: Unpack[ProbeOptions]) -> MetaLearner:
 
     The episodes of its loss are batches of `sample_classification`: the class number among all training
     classes is the target. `adapt` and `predict` are for tasks as usual. The paper keeps running
-    statistics, norm="running", and steps with `inner_momentum(0.01)`.
+    statistics, norm="running", and steps with `inner_momentum(0.01)`, in batches of 4, with dampening and
+    weight decay; here a step is on the whole support set, without them.
 
     Args:
       model: The embedding f; its own head is left out.
@@ -60,6 +61,8 @@ def baseline(model: Model, **options: Unpack[ProbeOptions]) -> MetaLearner:
 
 def baseline_plus_plus(model: Model, *, scale: float = 10.0, **options: Unpack[ProbeOptions]) -> MetaLearner:
     """Make Baseline++: as `baseline`, but both heads compare directions, `z_k = s cos(w_k, f(x))`.
+
+    The authors learn a length of each class in training, in place of one s for all.
 
     Args:
       model: The embedding f; its own head is left out.

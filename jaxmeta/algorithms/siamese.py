@@ -17,8 +17,8 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from jaxmeta.algorithms.adapted import check_classifies
-from jaxmeta.algorithms.embedding import NEVER, Head, class_weights, embedding_learner
+from jaxmeta.algorithms.adapted import check_classifies, class_weights
+from jaxmeta.algorithms.embedding import NEVER, Head, embedding_learner
 from jaxmeta.algorithms.options import HeadOptions
 from jaxmeta.base import Batch, MetaLearner, Model
 
@@ -34,8 +34,8 @@ def siamese(model: Model, *, ways: int, **options: Unpack[HeadOptions]) -> MetaL
 
     It is trained on all pairs of a support and a query image; those of one class have half of the
     weight together, and those of two the other half. The score of a class is the largest logit
-    among its support images. Without a pair of one class there is nothing to tell apart: the loss is
-    then not a number, which training stops at, and where the targets are known it is refused.
+    among its support images. Without a pair of one class there is nothing to tell apart: loss and gradient
+    are then not a number, which training stops at, and where the targets are known it is refused.
 
     Args:
       model: The embedding f.
@@ -80,7 +80,7 @@ def siamese(model: Model, *, ways: int, **options: Unpack[HeadOptions]) -> MetaL
         weights = query.weights[:, None] * support.weights
         value = jnp.sum(pair_weights(same, weights) * losses)
         # Learned from pairs of two classes alone, nothing would ever be the same, and no number would tell.
-        return jnp.where(jnp.any(same & (weights > 0)), value, jnp.nan)
+        return value * jnp.where(jnp.any(same & (weights > 0)), 1.0, jnp.nan)
 
     learner = embedding_learner(model, Head(init, lambda _, support: support, score, pair_loss), **options)
 
