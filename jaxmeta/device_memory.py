@@ -1,4 +1,7 @@
-"""How much memory a device has left, and how much a compiled program needs."""
+"""How much memory a device has left, and how much a program needs, compiled or while it is compiled."""
+
+import ctypes
+import sys
 
 import jax
 
@@ -26,6 +29,28 @@ def program_bytes(program: jax.stages.Compiled) -> int:
         return 0
     whole = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
     return whole - memory.alias_size_in_bytes
+
+
+def compile_lean(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compile, and give the system back what only compiling took: of a step of meta-learning 300 to 500 MiB on a CPU.
+
+    The compiler frees it, in many small pieces, which the C library of Linux keeps. Elsewhere nothing is done.
+
+    Args:
+      lowered: From `jax.jit(function).lower(...)`.
+
+    Returns:
+      What `lowered.compile()` gives.
+
+    Example:
+      >>> compile_lean(jax.jit(lambda x: x + 1).lower(1.0))(2.0).item()
+      3.0
+    """
+    program = lowered.compile()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+    return program
 
 
 def memory_at_hand() -> int | None:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxmeta import devices, feed
 from jaxmeta.base import Key, Metrics, TrainState
 from jaxmeta.data import TaskSource
+from jaxmeta.device_memory import compile_lean
 
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
@@ -62,7 +63,7 @@ def compile_steps(
     run = jit_steps(train_step, train_state, source, steps_per_call=steps_per_call, **options)
     at_once = feed.steps_at_once(source, num_tasks, steps_per_call)
     with feed.pools_of_steps(source, key, [0], at_once=at_once, **options) as pools:
-        return run.lower(train_state, next(pools), key, np.int32(0)).compile()
+        return compile_lean(run.lower(train_state, next(pools), key, np.int32(0)))
 
 
 def jit_steps(train_step: TrainStep, train_state: TrainState, source: TaskSource, *, num_tasks, steps_per_call, mesh):

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxmeta import devices
 from jaxmeta.base import Estimator, MetaLearner, Metrics, PyTree, TrainState
 from jaxmeta.data import TaskSource
+from jaxmeta.device_memory import compile_lean
 from jaxmeta.dispatch import drawn_step
 from jaxmeta.plan import divisors
 from jaxmeta.train import init_train_state, make_train_step
@@ -271,7 +272,7 @@ def compile_population(
     states, placed = jax.tree.map(lambda leaf: shaped(leaf, on_device * groups, divided), (train_states, everyone))
     pool = jax.tree.map(lambda leaf: shaped(leaf, leaf.shape[0], whole), source.pool)
     run = jax.jit(of_members, donate_argnums=0, **place)
-    return run.lower(states, placed, pool, np.int32(0), np.int32(0)).compile()
+    return compile_lean(run.lower(states, placed, pool, np.int32(0), np.int32(0)))
 
 
 def in_turn(of_one: Callable[[PyTree], PyTree], everyone: PyTree, at_once: int) -> PyTree:

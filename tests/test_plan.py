@@ -1,5 +1,6 @@
 """The planner: what fits, what is fastest, and a run that is given less memory than it wants."""
 
+import ctypes
 import json
 import os
 import subprocess
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 from test_train import OPTIMIZER, TASKS, learner_of
 
 from jaxmeta import make_train_step
+from jaxmeta.bench.measure import resident_bytes
 from jaxmeta.cli import main
 from jaxmeta.config import Config
-from jaxmeta.device_memory import memory_at_hand, program_bytes
+from jaxmeta.device_memory import compile_lean, memory_at_hand, program_bytes
 from jaxmeta.dispatch import compile_steps
 from jaxmeta.plan import (
     SAME_GRADIENT,
@@ -326,3 +328,21 @@ def test_cores_are_devices_where_that_pays(devices, divide, most):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     size = min(most, len(os.sched_getaffinity(0)))
     assert run.stdout.split() == [str(size), str(size)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux keeps what is freed")
+def test_what_compiling_has_freed_goes_back_to_the_system():
+    """A hundred MiB of small pieces, freed but for the last, above which alone the library gives back by itself."""
+    # What the first program of a process makes stays.
+    compile_lean(jax.jit(lambda x: x + 2).lower(1.0))
+    library = ctypes.CDLL(None)
+    library.malloc.restype = ctypes.c_void_p
+    pieces = [ctypes.c_void_p(library.malloc(1000)) for _ in range(100_000)]
+    for piece in pieces:
+        ctypes.memset(piece, 1, 1000)
+    for piece in pieces[:-1]:
+        library.free(piece)
+    before = resident_bytes("VmRSS")
+    assert compile_lean(jax.jit(lambda x: x + 1).lower(1.0))(2.0) == 3.0
+    assert before - resident_bytes("VmRSS") > 70e6
+    library.free(pieces[-1])

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmeta.base import Episode, PyTree, TrainState
 from jaxmeta.bench.loads import OUTER_RATE, Load, count_flops, draw_episodes, draw_weights, make_learner
+from jaxmeta.device_memory import compile_lean
 from jaxmeta.devices import make_mesh, place
 from jaxmeta.plan import choose_task_chunk
 from jaxmeta.train import make_train_step
@@ -88,7 +89,7 @@ def prepare(
         train_state, episodes = place(train_state, mesh), jax.device_put(episodes, NamedSharding(mesh, by_task))
     train_step = make_train_step(learner, optimizer, task_chunk=task_chunk, mesh=mesh)
     begin = time.perf_counter()
-    compiled = jax.jit(train_step, donate_argnums=0).lower(train_state, episodes, key).compile()
+    compiled = compile_lean(jax.jit(train_step, donate_argnums=0).lower(train_state, episodes, key))
     compile_seconds = time.perf_counter() - begin
 
     def step() -> float:
