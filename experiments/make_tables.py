@@ -144,7 +144,7 @@ def paper_of(row: dict) -> str:
 
 
 def is_reached(row: dict) -> bool:
-    """Tell whether a result reaches the paper's number; True where there is none. The more noise, the less would do."""
+    """Tell whether a result reaches the paper's number; True where there is none. Its interval counts for nothing."""
     if row.get("paper") is None:
         return True
     if "accuracy" in row:

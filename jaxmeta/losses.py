@@ -110,8 +110,8 @@ class Criterion(NamedTuple):
     Attributes:
       loss: `(outputs, targets, weights) -> scalar`, differentiated in both loops.
       metrics: Functions of the same arguments by name; the first is the headline.
-      regresses: Whether targets are values and not classes: what a learner that can do both goes by, and one that
-        cannot refuses.
+      regresses: Whether targets are values and not classes, as they are with `mean_squared_error` anyway: what a
+        learner that can do both goes by, and one that cannot refuses.
     """
 
     loss: Loss

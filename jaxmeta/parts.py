@@ -102,7 +102,12 @@ def _learner(config: Config, model: Model, criterion: Criterion, classes: int) -
 
 
 def _in_precision(learner: MetaLearner, precision: str) -> MetaLearner:
-    """Let a learner's products beside its model, of a head or of what compares, be as exact as those of the model."""
+    """Let a learner's products beside its model, of a head or of what compares, be as exact as those of the model.
+
+    Beside a model in bfloat16 they stay of float32 numbers, computed as JAX has it by default.
+    """
+    if precision == "bfloat16":
+        return learner
 
     def computed(function):
         def compute(*args, **options):

@@ -230,11 +230,10 @@ def _norm(grads: PyTree) -> jax.Array:
 def _refuse_nonfinite(nonfinite: np.ndarray, step: int) -> None:
     bad = nonfinite.argmax()
     if nonfinite[bad]:
+        # The loss of a class that has no output is no number, nor is that of pairs of which no two are the same.
+        first = " Has the network an output for each class, and a task for siamese two images of a class?"
         raise FloatingPointError(
             f"The loss or its gradient is not a finite number at step {step + int(bad) + 1}. "
             "Try a smaller inner or outer learning rate, and inner_adam for Adam in the inner loop; "
-            "jaxmeta.check.find_nonfinite names the inner step and the leaf."
-            # The loss of a class that has no output is no number, nor is that of pairs of which no two are the same.
-            + ("" if step + bad else " Does the network have an output for each class?")
-            + ("" if step + bad else " Do support and query set of a task share a class (for siamese)?")
+            "jaxmeta.check.find_nonfinite names the inner step and the leaf." + ("" if step + bad else first)
         )

@@ -64,8 +64,8 @@ def problem_of(model, inputs, optimizer: str, num_steps: int = 5) -> Problem:
 
 
 def conv4_problem(optimizer: str, **options) -> Problem:
-    """The four-block network, three filters wide, on six 16x16 images."""
-    return problem_of(conv4(3, filters=3), jax.random.normal(jax.random.key(1), [6, 16, 16, 1]), optimizer, **options)
+    """The four-block network on six 16x16 images, wide enough for statistics from patches."""
+    return problem_of(conv4(3, filters=9), jax.random.normal(jax.random.key(1), [6, 16, 16, 1]), optimizer, **options)
 
 
 def block_problem(optimizer: str, **options) -> Problem:

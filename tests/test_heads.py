@@ -239,11 +239,14 @@ def test_a_criterion_of_ones_own_says_whether_it_regresses(sinusoids):
     assert np.isfinite(loss) and metrics["mae"] > 0
     with pytest.raises(ValueError, match="protonet tells classes apart and cannot regress"):
         protonet(mlp(1), ways=1, criterion=values)
+    with pytest.raises(ValueError, match="protonet tells classes apart and cannot regress"):
+        protonet(mlp(1), ways=1, criterion=Criterion(REGRESSION.loss, {"mae": absolute_error}))
     for factory in (cnp, protonet):
         learner = factory(mlp(1), ways=1, criterion=values._replace(regresses=False))
         params, state = learner.init(jax.random.key(0), episode.support.inputs)
         with pytest.raises(
-            ValueError, match="as targets, an integer type; given float32. To regress .* regresses=True"
+            ValueError,
+            match="as targets, an integer type; given float32. To regress, .* cnp, with a criterion of regresses=True",
         ):
             learner.adapt(params, state, episode.support, jax.random.key(0))
 

@@ -1,6 +1,7 @@
 """Statistics of a convolution from the moments of its patches, against those of its outputs."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -48,6 +49,44 @@ def test_statistics_are_those_of_the_outputs_in_every_order(x64, name, weighted)
     ours, theirs = orders(convolution_statistics), orders(by_outputs)
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert jnp.linalg.norm(one - other) <= 1e-12 * jnp.linalg.norm(other)
+
+
+def test_every_platform_computes_the_same(x64, monkeypatch):
+    """One image at a time on a CPU, all at once elsewhere."""
+    geometry, keys = GEOMETRIES["same"], jax.random.split(jax.random.key(0))
+    inputs, kernel = jax.random.normal(keys[0], [4, 9, 8, 2]), jax.random.normal(keys[1], [3, 3, 2, 18])
+    here = convolution_statistics(inputs, kernel, geometry)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda operand, *, cpu, default: default(operand))
+    for one, other in zip(here, convolution_statistics(inputs, kernel, geometry), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
+def test_an_exported_program_takes_any_number_of_examples():
+    geometry, kernel = GEOMETRIES["same"], jax.random.normal(jax.random.key(0), [3, 3, 1, 9])
+    (examples,) = jax.export.symbolic_shape("examples")
+    function = jax.jit(lambda images: convolution_statistics(images, kernel, geometry))
+    shape = jax.ShapeDtypeStruct((examples, 9, 8, 1), jnp.float32)
+    exported = jax.export.export(function, platforms=["cpu", "cuda"])(shape)
+    for number in (1, 5):
+        images = jax.random.normal(jax.random.key(1), [number, 9, 8, 1])
+        for one, other in zip(exported.call(images), by_outputs(images, kernel, geometry), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_statistics_from_patches_only_of_exact_products(monkeypatch):
+    """With a kernel rounded to TF32 the outputs have another mean than the patches say."""
+    inputs, layer = jnp.ones([2, 6, 6, 1]), Conv(9)
+    variables = layer.init(jax.random.key(0), inputs)
+
+    def given():
+        return layer.apply(variables, inputs, method=Conv.before_norm).statistics is not None
+
+    assert given()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    asked = {"highest": True, "float32": True, "tensorfloat32": False, None: False}
+    for precision, expected in asked.items():
+        with jax.default_matmul_precision(precision):
+            assert given() == expected
 
 
 def test_padding_alone_has_no_statistics():

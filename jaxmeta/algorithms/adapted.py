@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.base import Batch, Key, Metrics, PyTree
-from jaxmeta.losses import Criterion
+from jaxmeta.losses import Criterion, mean_squared_error
 
 NORMS = ("transductive", "inductive", "running")
 
@@ -31,7 +31,7 @@ def check_norm(who: str, norm: str, known: tuple[str, ...] = NORMS) -> None:
 
 def regresses(criterion: Criterion | None) -> bool:
     """Tell whether a criterion is that of regression."""
-    return criterion is not None and criterion.regresses
+    return criterion is not None and (criterion.regresses or criterion.loss is mean_squared_error)
 
 
 def check_classifies(who: str, criterion: Criterion | None) -> None:
@@ -97,7 +97,8 @@ def class_weights(support: Batch, ways: int) -> jax.Array:
     if not jnp.issubdtype(support.targets.dtype, jnp.integer):
         raise ValueError(
             f"This learner tells classes apart and needs their numbers as targets, an integer type; given "
-            f"{support.targets.dtype}. To regress values, give it a criterion with regresses=True."
+            f"{support.targets.dtype}. To regress, take maml and its kin, r2d2, in-context or cnp, with a criterion of "
+            "regresses=True."
         )
     return jax.nn.one_hot(support.targets, ways) * support.weights[:, None]
 

@@ -13,7 +13,8 @@ def in_precision(model: Model, precision: str) -> Model:
     """Let a model compute in a precision; what derives from it, to any order, follows.
 
     Parameters, their gradients, the state and the outputs stay in float32: an inner loop adds
-    up float32 steps. On a CPU "tf32" changes nothing; on a GPU JAX's own default is TF32.
+    up float32 steps. On a CPU "tf32" changes nothing; on a GPU JAX's own default is TF32, and what a learner computes
+    beside its model (a head) goes by `jax.default_matmul_precision`, which `--precision` sets for both.
 
     Args:
       model: The model.
