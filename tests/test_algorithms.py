@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from conftest import flat_model, slowly
+from conftest import flat_model
 from jaxmeta import (
     ALGORITHMS,
     CRITERIA,
@@ -306,12 +306,7 @@ def sinusoids():
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(Episode, support, query))
 
 
-# Others adapt as these do; all are walked through above. Those that refuse cost nothing.
-SINUSOID_LEARNERS = {"maml", "maml++", "reptile", "imaml", "meta-sgd", "cavia", "r2d2", "cnp", "in-context", "nearest"}
-SINUSOID_LEARNERS |= {name for name, case in CASES.items() if case.regression is None}
-
-
-@pytest.mark.parametrize("name", slowly(CASES, SINUSOID_LEARNERS))
+@pytest.mark.parametrize("name", CASES)
 def test_sinusoids_are_learned_or_refused(name, sinusoids):
     case, factory = CASES[name], ALGORITHMS[name]
     options = {**case.options, "criterion": REGRESSION} | ({"ways": 1} if "ways" in case.options else {})
