@@ -61,6 +61,12 @@ def load_experiment(name):
     return experiment
 
 
+def slowly(names, often):
+    """Give the parameters of a walk: those that are run every time, and the others, marked slow."""
+    assert set(often) <= set(names)
+    return [pytest.param(name, marks=() if name in often else pytest.mark.slow) for name in names]
+
+
 def tiny_model():
     """A three-way classifier of 16x16 images."""
     return from_linen(TinyBody(), nn.Dense(3))
