@@ -19,6 +19,7 @@ COLUMNS = (
     "on the device",
     "compile s",
     "gradient differs by",
+    "on the load, from float64",
 )
 
 
@@ -79,6 +80,7 @@ def cells_of(row, ours, best):
         mebibytes(row["device_peak"]),
         f"{row['compile_seconds']:.1f}" if "compile_seconds" in row else "-",
         f"{row['gradient_difference']:.0e}",
+        "-" if row.get("from_float64") is None else f"{row['from_float64']:.0e}",
     ]
 
 

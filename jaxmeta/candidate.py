@@ -164,8 +164,8 @@ def with_protocol(
         workspace = workspace._replace(norm=norm_in_use(workspace.parts, config, example))
     if protocol.ensemble > 1:
         learner = ensemble_learner(workspace.parts.learner, dataset.kind)
-        steps, chunk = config.eval_inner_steps, config.task_chunk or 1
-        evaluator = make_evaluator(learner, workspace.parts.criterion, num_steps=steps, task_chunk=chunk, mesh=mesh)
+        options = {"task_chunk": config.task_chunk or 1, "mesh": mesh, "memory_mib": workspace.memory_mib}
+        evaluator = make_evaluator(learner, workspace.parts.criterion, num_steps=config.eval_inner_steps, **options)
         workspace = workspace._replace(parts=workspace.parts._replace(learner=learner), evaluator=evaluator)
     return workspace._replace(sources={**own.sources, protocol.part: source})
 

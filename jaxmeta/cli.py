@@ -193,17 +193,17 @@ def _bench(arguments: list[str]) -> None:
     options = tyro.cli(BenchOptions, args=arguments, prog="jaxmeta bench")
     names = list(dict.fromkeys(options.loads)) or list(LOADS)
     check_request(names, options.rounds, options.quick, options.chunk, options.precision)
-    rows = run_loads(
-        names,
-        rounds=options.rounds,
-        quick=options.quick,
-        task_chunk=options.chunk,
-        precision=options.precision,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
-    )
+    if options.json and not options.json.parent.is_dir():
+        raise ConfigError(f"--json {options.json}: there is no folder {options.json.parent}. Make it first.")
+    rows, how = [], {"rounds": options.rounds, "quick": options.quick, "task_chunk": options.chunk}
+    for row in run_loads(
+        names, **how, precision=options.precision, say=lambda text: print(text, file=sys.stderr, flush=True)
+    ):
+        rows.append(row)
+        # After every load: an interruption costs the load that it meets.
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1) + "\n")
     print(markdown_table(rows))
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
     failed = [row["load"] for row in rows if "error" in row]
     if failed:
         raise OSError(f"these loads failed: {', '.join(failed)}")

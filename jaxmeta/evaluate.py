@@ -1,7 +1,8 @@
 """Evaluation: adapt to held-out tasks, predict their query sets, report a mean and its interval."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmeta import devices, feed
 from jaxmeta.base import Evaluation, Key, MetaLearner, Predicted, PyTree, TrainState
+from jaxmeta.budget import budget_bytes, largest_that_fits
 from jaxmeta.data import TaskSource, number_of_tasks, task_keys
 from jaxmeta.losses import Criterion, accuracy
 from jaxmeta.metrics import estimate
+from jaxmeta.plan import halved
 
 
 def make_evaluator(
@@ -22,15 +25,20 @@ def make_evaluator(
     num_steps: int | None = None,
     task_chunk: int = 1,
     mesh: Mesh | None = None,
+    memory_mib: int | None = None,
 ) -> Callable[..., Evaluation]:
     """Make an evaluator that compiles once for episodes of one size, whichever split they are from.
+
+    Tasks have more queries here than in training, and more inner steps: where so many at once need more memory than
+    there is, fewer are computed at once. No number that comes out depends on that but for rounding.
 
     Args:
       learner: The algorithm.
       criterion: What tasks are judged by.
       num_steps: Inner steps; None for the number used in training.
-      task_chunk: Tasks computed at once, on each device.
+      task_chunk: Tasks computed at once, on each device; fewer where they do not fit.
       mesh: From `make_mesh`: each device draws and judges its own tasks.
+      memory_mib: MiB that a device may use; None for what is at hand.
 
     Returns:
       `evaluator(meta_params, state, source, key, num_tasks) -> Evaluation`. Task i is a
@@ -48,21 +56,38 @@ def make_evaluator(
       600
     """
     tasks = _judged_tasks(learner, criterion, num_steps)
-    judge_chunk = _on_one_device(tasks, task_chunk)
-    if mesh is not None:
-        judge_chunk = _on_each_device(tasks, task_chunk, mesh)
+    num_devices, fitting = 1 if mesh is None else mesh.shape[devices.TASKS], {}
+
+    @cache
+    def judge_of(chunk: int) -> _Judge:
+        return _on_one_device(tasks, chunk) if mesh is None else _on_each_device(tasks, chunk, mesh)
+
+    def fit_chunk(meta_params, state, source, keys) -> int:
+        """Compile for a chunk that fits."""
+
+        def lower(chunk):
+            with feed.pools_of_tasks(source, keys[0], [0], num_tasks=chunk * num_devices, mesh=mesh) as pools:
+                return judge_of(chunk).lower(meta_params, state, source._replace(pool=next(pools)), keys, 0)
+
+        # On one device tasks are drawn by a program of their own, and what is fed comes for each chunk anew.
+        held = (meta_params, state, () if mesh is None or feed.is_fed(source) else source.pool)
+        sizes = ((size,) for size in (task_chunk, *halved(task_chunk)))
+        return largest_that_fits(sizes, lower, budget_bytes(memory_mib, held), "Judging")[0]
 
     def evaluator(meta_params: PyTree, state: PyTree, source: TaskSource, key: Key, num_tasks: int) -> Evaluation:
-        most, at_once = number_of_tasks(source), task_chunk
+        most = number_of_tasks(source)
         if most is not None and num_tasks > most:
             raise ValueError(f"{num_tasks} tasks were asked for, and there are {most}: judge {most} at most.")
         if mesh is not None:
-            at_once = task_chunk * mesh.shape[devices.TASKS]
             placed = devices.place(TrainState((), meta_params, state, (), ()), mesh)  # pyright: ignore
             meta_params, state = placed.meta_params, placed.state
             source = source._replace(pool=devices.replicate(source.pool, mesh))
-        keys, starts = tuple(jax.random.split(key)), range(0, num_tasks, at_once)
-        fed, chunks = feed.is_fed(source), []
+        keys, fed, chunks = tuple(jax.random.split(key)), feed.is_fed(source), []
+        size = source.sample, source.spec, fed
+        if size not in fitting:
+            fitting[size] = fit_chunk(meta_params, state, source, keys)
+        judge_chunk, at_once = judge_of(fitting[size]).run, fitting[size] * num_devices
+        starts = range(0, num_tasks, at_once)
         with feed.pools_of_tasks(source, keys[0], starts, num_tasks=at_once, mesh=mesh) as pools:
             for first, pool in zip(starts, pools, strict=False):
                 chunk = judge_chunk(meta_params, state, source._replace(pool=pool), keys, first)
@@ -176,17 +201,24 @@ def draw_tasks(sample, key, pool, spec, num_tasks, first_task):
     return sample(key, pool, spec, num_tasks, first_task=first_task)
 
 
-def _on_one_device(tasks, task_chunk):
+class _Judge(NamedTuple):
+    """How so many tasks are judged: `(meta_params, state, source, keys, first_task)` to results, or to the program."""
+
+    run: Callable[..., Any]
+    lower: Callable[..., jax.stages.Lowered]
+
+
+def _on_one_device(tasks, task_chunk) -> _Judge:
     tasks = jax.jit(tasks)
 
-    def judge_chunk(meta_params, state, source, keys, first):
+    def drawn(meta_params, state, source, keys, first):
         episodes = draw_tasks(source.sample, keys[0], source.pool, source.spec, task_chunk, first)
-        return tasks(meta_params, state, episodes, task_keys(keys[1], task_chunk, first_task=first))
+        return meta_params, state, episodes, task_keys(keys[1], task_chunk, first_task=first)
 
-    return judge_chunk
+    return _Judge(lambda *given: tasks(*drawn(*given)), lambda *given: tasks.lower(*drawn(*given)))
 
 
-def _on_each_device(tasks, task_chunk, mesh):
+def _on_each_device(tasks, task_chunk, mesh) -> _Judge:
     # What comes back is whole on every device, so that every process can read it.
     @partial(jax.jit, static_argnums=(0, 1), out_shardings=NamedSharding(mesh, PartitionSpec()))
     def judge_all(sample, spec, meta_params, state, pool, keys, first):
@@ -200,7 +232,7 @@ def _on_each_device(tasks, task_chunk, mesh):
         judge = devices.on_each_device(of_device, mesh, in_specs=in_specs, out_specs=by_task)
         return judge(meta_params, state, pool, keys, first)
 
-    def judge_chunk(meta_params, state, source, keys, first):
-        return judge_all(source.sample, source.spec, meta_params, state, source.pool, keys, first)
+    def given(meta_params, state, source, keys, first):
+        return source.sample, source.spec, meta_params, state, source.pool, keys, first
 
-    return judge_chunk
+    return _Judge(lambda *of: judge_all(*given(*of)), lambda *of: judge_all.lower(*given(*of)))

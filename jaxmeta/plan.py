@@ -13,7 +13,8 @@ from jaxmeta.device_memory import mib
 CPU_CHUNK_INPUTS = 65536
 # Strategies that give the gradient of `unrolled`, with less and less that is kept.
 SAME_GRADIENT = ("unrolled", "mixed_mode", "remat", "remat_group")
-SHARE_OF_TIME = 0.95  # What another precision must be below: it changes more than the time.
+# What another way must be below, of the time of the best so far: clocks differ by as much between two measurements.
+SHARE_OF_TIME = 0.95
 
 
 class Candidate(NamedTuple):
@@ -95,11 +96,31 @@ def divisors(number: int) -> list[int]:
     return [size for size in range(1, number + 1) if number % size == 0]
 
 
+def different_chunks(num_tasks: int, wanted: int, on_device: int) -> list[int]:
+    """List the chunks that are programs of their own: as many tasks as a device has, or more, are all of them.
+
+    Args:
+      num_tasks: Tasks in a step.
+      wanted: The chunk to begin with, which stands for all of a device if it is as large.
+      on_device: Tasks of a step on each device.
+
+    Returns:
+      Divisors of `num_tasks`.
+
+    Example:
+      >>> different_chunks(32, 32, 32), different_chunks(32, 32, 4), different_chunks(32, 1, 4)
+      ([1, 2, 4, 8, 16, 32], [1, 2, 32], [1, 2, 4])
+    """
+    less = [size for size in divisors(num_tasks) if size < on_device]
+    return [*less, wanted if wanted >= on_device else min(set(divisors(num_tasks)) - set(less))]
+
+
 def fit_plan(
     measure: Callable[[Candidate], Measured | None],
     wanted: Candidate,
     *,
     budget: int | None,
+    chunks: Sequence[int] | None = None,
     others: Sequence[str] = (),
     precisions: Sequence[str] = (),
 ) -> Plan:
@@ -113,6 +134,7 @@ def fit_plan(
       measure: Compiles a candidate; need not run it. None for a strategy that cannot serve the run.
       wanted: What to begin with.
       budget: Bytes that a device may use; None for no limit.
+      chunks: What a smaller chunk may be; None: any divisor of the wanted one.
       others: Strategies that may take the place of the wanted one.
       precisions: Precisions that may.
 
@@ -130,7 +152,10 @@ def fit_plan(
     """
     tried, queue = [], [wanted]
     for name in ("members", "task_chunk"):
-        queue += [queue[-1]._replace(**{name: size}) for size in _halved(getattr(wanted, name) or 1)]
+        sizes = halved(getattr(wanted, name) or 1)
+        if name == "task_chunk" and chunks is not None:
+            sizes = [size for size in sizes if size in chunks]
+        queue += [queue[-1]._replace(**{name: size}) for size in sizes]
     smallest = queue[-1]
     strategies = (wanted.metagrad, *(metagrad for metagrad in others if metagrad != wanted.metagrad))
     queue += [smallest._replace(metagrad=metagrad) for metagrad in strategies[1:]]
@@ -165,7 +190,7 @@ def fastest_plan(
 ) -> Plan:
     """Search for the fastest candidate that fits, from what is wanted on.
 
-    The chunk goes up and down among those given, about by half, while steps become faster; with
+    The chunk goes up and down among those given, about by half, while steps become faster by five percent; with
     the best chunk the strategies are tried, and with the best of these the precisions. What does not
     fit is not run.
 
@@ -173,7 +198,7 @@ def fastest_plan(
       measure: Compiles a candidate, and runs it if it is within the budget. None for a strategy that cannot
         serve the run.
       wanted: What to begin with.
-      chunks: What a chunk may be.
+      chunks: What another chunk may be.
       budget: Bytes that a device may use; None for no limit.
       others: Strategies that may take the place of the wanted one.
       precisions: Precisions that may.
@@ -190,10 +215,11 @@ def fastest_plan(
       >>> fastest_plan(measure, Candidate("unrolled", 2), chunks=[1, 2, 4, 8], budget=500).chosen
       Candidate(metagrad='unrolled', task_chunk=4, precision=None, members=None)
     """
-    tried = list(fit_plan(measure, wanted, budget=budget, others=others, precisions=precisions).tried)
+    first = fit_plan(measure, wanted, budget=budget, chunks=chunks, others=others, precisions=precisions)
+    tried = list(first.tried)
     best = tried[-1]
 
-    def better(candidate: Candidate, share: float = 1.0) -> bool:
+    def better(candidate: Candidate) -> bool:
         nonlocal best
         if any(one.candidate == candidate for one in tried):
             return False
@@ -202,7 +228,7 @@ def fastest_plan(
             return False
         tried.append(one)
         too_large = budget is not None and one.num_bytes > budget
-        if too_large or one.step_seconds is None or one.step_seconds >= share * (best.step_seconds or 0.0):
+        if too_large or one.step_seconds is None or one.step_seconds >= SHARE_OF_TIME * (best.step_seconds or 0.0):
             return False
         best = one
         return True
@@ -215,11 +241,11 @@ def fastest_plan(
     for metagrad in others:
         better(best.candidate._replace(metagrad=metagrad))
     for precision in precisions:
-        better(best.candidate._replace(precision=precision), SHARE_OF_TIME)
+        better(best.candidate._replace(precision=precision))
     return Plan(best.candidate, tuple(tried), budget)
 
 
-def _halved(size: int) -> list[int]:
+def halved(size: int) -> list[int]:
     """List what comes nearest to a half, a quarter and so on among the divisors."""
     sizes = []
     while size > 1:

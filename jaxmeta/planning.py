@@ -16,8 +16,9 @@ from jaxmeta import devices, feed, processes
 from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.base import Key, PyTree, TrainState
 from jaxmeta.bench.lowerings import describe, measure_lowerings
+from jaxmeta.budget import budget_bytes
 from jaxmeta.config import Config, ConfigError
-from jaxmeta.device_memory import memory_at_hand, program_bytes
+from jaxmeta.device_memory import program_bytes
 from jaxmeta.dispatch import compile_steps
 from jaxmeta.folder import load_lowerings, lowerings_file, save_lowerings
 from jaxmeta.nn.processor import device_name
@@ -27,7 +28,7 @@ from jaxmeta.plan import (
     DoesNotFit,
     Measured,
     Plan,
-    divisors,
+    different_chunks,
     fastest_plan,
     fit_plan,
     plan_table,
@@ -92,7 +93,7 @@ def plan_run(
         source = source._replace(pool=devices.replicate(source.pool, mesh))
         workspace = workspace._replace(sources=workspace.sources | {"train": source})
     state = jax.eval_shape(begin)
-    budget = _budget(memory_mib, (state, source.pool))
+    budget = budget_bytes(memory_mib, (state, source.pool))
     programs: dict[Candidate, jax.stages.Compiled] = {}
 
     def compile_candidate(planned: Workspace, candidate: Candidate) -> jax.stages.Compiled:
@@ -108,15 +109,11 @@ def plan_run(
     measure = _measurer(workspace, wanted, compile_candidate, budget=budget, say=say, mesh=mesh, seconds_of=timed)
     # On a CPU TF32 is float32.
     same = (config.precision, "tf32") if jax.default_backend() == "cpu" else (config.precision,)
+    on_device = config.tasks if mesh is None else math.ceil(config.tasks / mesh.shape[devices.TASKS])
+    chunks = different_chunks(config.tasks, wanted.task_chunk, on_device)
     limits = {"budget": budget, "precisions": [name for name in precisions if name not in same]}
     try:
-        if search:
-            on_device = config.tasks if mesh is None else math.ceil(config.tasks / mesh.shape[devices.TASKS])
-            # As many as are on a device are all of them; a chunk of more would be the same program.
-            chunks = [size for size in divisors(config.tasks) if size <= on_device]
-            plan = fastest_plan(measure, wanted, chunks=chunks, others=others, **limits)
-        else:
-            plan = fit_plan(measure, wanted, others=others, **limits)
+        plan = (fastest_plan if search else fit_plan)(measure, wanted, chunks=chunks, others=others, **limits)
     except DoesNotFit as error:
         raise ConfigError(str(error)) from error
     return Planned(_computed_by(workspace, plan.chosen, mesh), programs[plan.chosen], plan)
@@ -153,7 +150,7 @@ def plan_population(
         program = programs[candidate] = compile_candidate(planned, candidate)
         return program
 
-    budget, (wanted, others) = _budget(memory_mib, held), _wanted(workspace.config)
+    budget, (wanted, others) = budget_bytes(memory_mib, held), _wanted(workspace.config)
     wanted = wanted._replace(members=members)
     measure = _measurer(workspace, wanted, compile_and_keep, budget=budget, say=say)
     try:
@@ -169,15 +166,6 @@ def _wanted(config: Config) -> tuple[Candidate, Sequence[str]]:
     metagrad = config.metagrad if "metagrad" in options_of(ALGORITHMS[config.algorithm]) else None
     others = SAME_GRADIENT if metagrad in SAME_GRADIENT and config.estimator == "exact" else ()
     return Candidate(metagrad, config.task_chunk or 1, config.precision), others
-
-
-def _budget(memory_mib: int | None, held: PyTree) -> int | None:
-    """Give the bytes that a device may use, the same in every process; None if that is not known."""
-    budget = None if memory_mib is None else memory_mib * 2**20
-    if budget is None and (free := memory_at_hand()) is not None:
-        # A program's data and state count as its own, and are there already.
-        budget = free + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(held))
-    return _agreed(budget)
 
 
 def _computed_by(workspace: Workspace, candidate: Candidate, mesh: Mesh | None = None) -> Workspace:

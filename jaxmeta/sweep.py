@@ -84,6 +84,7 @@ def train_sweep(
             num_steps=config.eval_inner_steps,
             task_chunk=workspace.config.task_chunk or 1,
             member_chunk=judged_at_once(runs, plan),
+            memory_mib=memory_mib,
         )
         states = _train(workspace, runs, states, program, evaluator, mesh, began, reporter, stop)
     results = _judge(workspace, runs, evaluator, states)

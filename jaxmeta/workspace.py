@@ -52,6 +52,7 @@ class Workspace(NamedTuple):
     norm: str
     lowering: str | LoweringTable = "auto"
     pool: str = "device"
+    memory_mib: int | None = None
 
 
 def open_workspace(
@@ -103,13 +104,13 @@ def open_workspace(
     if config.task_chunk is None:
         inputs_per_task = episode.support.inputs.size + episode.query.inputs.size
         config = dataclasses.replace(config, task_chunk=choose_task_chunk(config.tasks, inputs_per_task))
-    parts, evaluator = _build_both(config, dataset, mesh, lowering)
+    parts, evaluator = _build_both(config, dataset, mesh, lowering, memory_mib)
     headline = next(iter(parts.criterion.metrics))
     try:
         norm = norm_in_use(parts, config, episode.support.inputs)
     except ValueError as error:
         raise ConfigError(f"--model {config.model} does not fit --dataset {config.dataset}: {error}") from error
-    return Workspace(config, dataset, parts, sources, evaluator, headline, norm, lowering, pool)
+    return Workspace(config, dataset, parts, sources, evaluator, headline, norm, lowering, pool, memory_mib)
 
 
 def stand_in(dataset: Dataset, config: Config) -> Dataset:
@@ -132,16 +133,14 @@ def stand_in(dataset: Dataset, config: Config) -> Dataset:
 
 def with_config(workspace: Workspace, config: Config, mesh: Mesh | None = None) -> Workspace:
     """Build the parts anew for a configuration that computes the same data differently."""
-    parts, evaluator = _build_both(config, workspace.dataset, mesh, workspace.lowering)
+    parts, evaluator = _build_both(config, workspace.dataset, mesh, workspace.lowering, workspace.memory_mib)
     return workspace._replace(config=config, parts=parts, evaluator=evaluator)
 
 
-def _build_both(config: Config, dataset: Dataset, mesh: Mesh | None, lowering: str | LoweringTable):
+def _build_both(config: Config, dataset: Dataset, mesh: Mesh | None, lowering, memory_mib: int | None):
     parts = build(config, dataset, mesh, lowering)
-    chunk = config.task_chunk or 1
-    return parts, make_evaluator(
-        parts.learner, parts.criterion, num_steps=config.eval_inner_steps, task_chunk=chunk, mesh=mesh
-    )
+    options = {"task_chunk": config.task_chunk or 1, "mesh": mesh, "memory_mib": memory_mib}
+    return parts, make_evaluator(parts.learner, parts.criterion, num_steps=config.eval_inner_steps, **options)
 
 
 def make_state(workspace: Workspace, key: Key) -> TrainState:

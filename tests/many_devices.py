@@ -3,6 +3,7 @@
 import json
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jaxmeta as jm
 from conftest import flat_model, tiny_model
 from jaxmeta import devices, feed
+from jaxmeta.nn import LOWERINGS, Conv
 
 OPTIMIZER = optax.adam(1e-2)
 SINES = jm.task_source(jm.load_sinusoid(), "train", jm.EpisodeSpec(1, 5, 5))
@@ -74,6 +76,44 @@ def pair(num_tasks, mesh, *, learner=None, source=SINES, estimator=None, task_ch
 
 def convolution() -> dict:
     return {"error": distance(*pair(5, jm.make_mesh(3), learner=image_learner(), source=images()))}
+
+
+class LoweredBody(nn.Module):
+    """A convolution of two channels by one lowering; depthwise for the one that is for that."""
+
+    lowering: str
+    groups: int
+
+    @nn.compact
+    def __call__(self, inputs, *, train, weights=None):
+        inputs = jnp.concatenate([inputs, jnp.cos(inputs)], -1)
+        hidden = jnp.tanh(Conv(4, feature_group_count=self.groups, lowering=self.lowering)(inputs))
+        return hidden.reshape(hidden.shape[0], -1)
+
+
+def sharded_lowerings() -> dict:
+    """In float64 the meta-gradient of every lowering on three devices, against XLA's own convolution on one."""
+    jax.config.update("jax_enable_x64", True)
+    source, errors = images(), {}
+    episodes = source.sample(jax.random.key(0), source.pool, source.spec, 5)
+    episodes = jax.tree.map(lambda leaf: leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf, episodes)
+
+    def meta_gradient(lowering, groups, mesh):
+        model = jm.from_linen(LoweredBody(lowering, groups), nn.Dense(3))
+        learner = jm.maml(model, inner_optimizer=optax.sgd(0.1), num_steps=2)
+        state = jm.init_train_state(jax.random.key(0), learner, optax.sgd(1.0), source, num_tasks=5)
+        state = jax.tree.map(lambda leaf: leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf, state)
+        step = jax.jit(jm.make_train_step(learner, optax.sgd(1.0), mesh=mesh))
+        after, _ = step(state, episodes, jax.random.key(5))
+        return jax.tree.map(lambda before, after: before - np.asarray(after), state.meta_params, after.meta_params)
+
+    for lowering in LOWERINGS:
+        groups = 2 if lowering == "shifts" else 1
+        errors[lowering] = distance(
+            meta_gradient(lowering, groups, jm.make_mesh(3)), meta_gradient("xla", groups, None)
+        )
+    jax.config.update("jax_enable_x64", False)
+    return errors
 
 
 def same_numbers() -> dict:
@@ -254,6 +294,7 @@ if __name__ == "__main__":
         divided_sampling,
         divided_model,
         lowered,
+        sharded_lowerings,
     )
     chosen = sys.argv[1:] or [case.__name__ for case in cases]
     print(json.dumps({case.__name__: case() for case in cases if case.__name__ in chosen}))

@@ -29,6 +29,7 @@ ROOMS = [
     "plan",
     "checkpoint",
     "processes",
+    "budget",
     "devices",
     "cores",
     # What a pool on the host feeds, and the program that is fed.

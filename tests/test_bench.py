@@ -110,12 +110,24 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys):
         (["B", "--rounds", "0"], "--rounds must be at least 1; given 0."),
         (["B", "--precision", "tf23"], "Did you mean 'tf32'?"),
         (["BB"], "Unknown load 'BB'. Did you mean 'B'?"),
+        (["A1", "--json", "no-folder/rows.json"], "there is no folder no-folder. Make it first."),
     ],
 )
 def test_what_cannot_be_is_refused(arguments, message, capsys):
     assert main(["bench", *arguments]) == 2
     out, errors = capsys.readouterr()
     assert message in errors and not out
+
+
+def test_what_was_measured_before_an_interruption_is_kept(tmp_path, monkeypatch, capsys):
+    def measured(*, load, **options):
+        if load == "A5":
+            raise KeyboardInterrupt
+        return {"load": load, "error": "made up"}
+
+    monkeypatch.setattr("jaxmeta.bench.run.measure_in_own_process", measured)
+    assert main(["bench", "A1", "A5", "--json", str(tmp_path / "rows.json")]) == 130
+    assert json.loads((tmp_path / "rows.json").read_text()) == [{"load": "A1", "error": "made up"}]
 
 
 def test_a_card_s_machine_needs_no_more_than_jax_flax_optax_and_chex():
@@ -229,6 +241,24 @@ def test_the_protocol_of_the_contenders(tmp_path, monkeypatch):
         rows = contenders.run_rounds([process], 1, 0.0, 20.0, lambda text: None)
         # The first step of the warming up is its last; the next one fails, which is a row and not a crash.
         assert rows["learn2learn"]["status"].startswith("failed: StopIteration")
+
+
+@pytest.mark.parametrize("error, timed", [(2e-3, True), (4e-3, False), (np.nan, False)])
+def test_speed_times_no_arithmetic_that_a_library_would_beat(tmp_path, monkeypatch, error, timed):
+    """On the load itself, and its own arithmetic: no farther from float64 than a library's, but for chance."""
+    race = speed.Race(speed.parse(["--quick", "--peers", "learn2learn"]), tmp_path)
+    race.differences["mlp"] = {"jaxmeta": 0.0, "learn2learn": 0.0}
+    away = {"jaxmeta": error, "learn2learn": 1e-3}
+
+    def gradient(entry, problem):
+        return {"kernel": np.ones(3) + (0.0 if problem.name.endswith("float64.npz") else away[entry.name])}
+
+    monkeypatch.setattr(race, "gradient", gradient)
+    monkeypatch.setattr(race, "group", lambda entries, problem: {entry.name: {"seconds": [1.0]} for entry in entries})
+    ours, theirs = race.run(LOADS["A1"])
+    np.testing.assert_allclose([ours["from_float64"], theirs["from_float64"]], [error, 1e-3])
+    assert ("seconds" in ours) == timed and theirs["seconds"] == [1.0]
+    assert timed or ours["status"].startswith("another gradient: ")
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from jaxmeta import make_mesh
+from jaxmeta.nn import LOWERINGS
 
 PROGRAM = Path(__file__).with_name("many_devices.py")
 
@@ -28,9 +29,9 @@ def measured():
 
 
 @pytest.fixture(scope="module")
-def measured_slowly():
-    """And another for what takes longer."""
-    return run("convolution", "whole_training", "population", "host_pool", "divided_model")
+def trained():
+    """And another for whole trainings, and networks."""
+    return run("convolution", "whole_training", "population", "host_pool", "divided_model", "sharded_lowerings")
 
 
 def test_a_mesh_gives_the_numbers_of_one_device(measured):
@@ -41,9 +42,14 @@ def test_a_mesh_gives_the_numbers_of_one_device(measured):
     assert all(error < 2e-5 for error in errors.values()), errors
 
 
-@pytest.mark.slow
-def test_a_convolution_gives_the_numbers_of_one_device(measured_slowly):
-    assert measured_slowly["convolution"]["error"] < 2e-5
+def test_a_convolution_gives_the_numbers_of_one_device(trained):
+    assert trained["convolution"]["error"] < 2e-5
+
+
+def test_every_lowering_gives_xla_s_gradient_on_a_mesh(trained):
+    errors = trained["sharded_lowerings"]
+    assert set(errors) == set(LOWERINGS)
+    assert all(error < 1e-10 for error in errors.values()), errors
 
 
 def test_padding_is_exact_whatever_it_holds(measured):
@@ -51,14 +57,13 @@ def test_padding_is_exact_whatever_it_holds(measured):
     assert measured["poisoned_padding"]["error"] < 2e-6
 
 
-@pytest.mark.slow
-def test_fit_on_a_mesh_is_fit_on_one_device(measured_slowly):
-    trained = measured_slowly["whole_training"]
-    assert trained["exact"] < 2e-5
+def test_fit_on_a_mesh_is_fit_on_one_device(trained):
+    whole = trained["whole_training"]
+    assert whole["exact"] < 2e-5
     # What evolution estimates is a small difference of losses: their last bits count more.
-    assert trained["pes"] < 2e-3
-    assert trained["kernel"] == trained["moment"] == "P(None, 'model')"
-    assert trained["particles"].startswith("P('tasks'")
+    assert whole["pes"] < 2e-3
+    assert whole["kernel"] == whole["moment"] == "P(None, 'model')"
+    assert whole["particles"].startswith("P('tasks'")
 
 
 def is_divided(one, many, devices):
@@ -88,9 +93,8 @@ def test_each_device_draws_its_own_tasks(measured):
     assert sum(work["eight"][name] for name in ("all-reduce", "all-gather", "all-to-all", "collective-permute")) == 0
 
 
-@pytest.mark.slow
-def test_a_large_model_is_divided_over_its_axis(measured_slowly):
-    model = measured_slowly["divided_model"]
+def test_a_large_model_is_divided_over_its_axis(trained):
+    model = trained["divided_model"]
     assert model["error"] < 2e-5
     for quantity in ("flops", "arguments", "temporaries"):
         assert model["divided"][quantity] < 0.3 * model["whole"][quantity], quantity
@@ -100,15 +104,13 @@ def test_the_sharded_step_lowers_for_tpu_and_cuda(measured):
     assert measured["lowered"] == {"platforms": ["tpu", "cuda"], "devices": 8}
 
 
-@pytest.mark.slow
-def test_a_pool_on_the_host_feeds_a_mesh(measured_slowly):
+def test_a_pool_on_the_host_feeds_a_mesh(trained):
     """Each device is sent its own tasks, and the numbers are those of a pool on every device."""
-    assert measured_slowly["host_pool"] == {"same": True, "sent": [2, 2, 2, 2]}
+    assert trained["host_pool"] == {"same": True, "sent": [2, 2, 2, 2]}
 
 
-@pytest.mark.slow
-def test_a_mesh_divides_a_population(measured_slowly):
-    assert measured_slowly["population"]["members"] == [7] * 4 and measured_slowly["population"]["error"] < 2e-5
+def test_a_mesh_divides_a_population(trained):
+    assert trained["population"]["members"] == [7] * 4 and trained["population"]["error"] < 2e-5
 
 
 def test_a_mesh_that_cannot_be_is_refused():

@@ -1,5 +1,7 @@
 """Means and intervals over tasks, and evaluation on tasks that do not depend on how it is run."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from jaxmeta import (
     init_population,
     load_sinusoid,
     make_evaluator,
+    make_mesh,
     make_population_evaluator,
     maml,
     members,
@@ -23,6 +26,9 @@ from jaxmeta import (
     task_source,
 )
 from jaxmeta.data import EpisodeSpec
+
+# The package gives a function of this name.
+evaluate_module = sys.modules["jaxmeta.evaluate"]
 
 
 def test_interval_by_hand():
@@ -46,6 +52,54 @@ def test_interval_covers_the_truth_as_often_as_it_says():
 def test_refuses_no_tasks():
     with pytest.raises(ValueError, match=r"given shape \[0\]"):
         estimate([])
+
+
+@pytest.fixture
+def chunks_drawn(monkeypatch):
+    """How many tasks each chunk that was prepared for had."""
+    drawn, pools_of_tasks = [], evaluate_module.feed.pools_of_tasks
+
+    def pools(*args, num_tasks, **options):
+        drawn.append(num_tasks)
+        return pools_of_tasks(*args, num_tasks=num_tasks, **options)
+
+    monkeypatch.setattr(evaluate_module.feed, "pools_of_tasks", pools)
+    return drawn
+
+
+@pytest.mark.parametrize("on_mesh", [False, True])
+def test_fewer_tasks_are_judged_at_once_where_more_do_not_fit(chunks_drawn, on_mesh):
+    """A thousand queries a task, where training had ten: the same numbers, in less memory; compiled once."""
+    learner = maml(mlp(1), inner_optimizer=optax.sgd(0.01), criterion=CRITERIA["regression"])
+    meta_params, state = learner.init(jax.random.key(0), jnp.ones([5, 1]))
+    source = task_source(load_sinusoid(), "test", EpisodeSpec(1, 5, 1000))
+    mesh = make_mesh(1) if on_mesh else None
+
+    def judged(memory_mib):
+        chunks_drawn.clear()
+        options = {"num_steps": 2, "task_chunk": 32, "mesh": mesh, "memory_mib": memory_mib}
+        evaluator = make_evaluator(learner, CRITERIA["regression"], **options)
+        result = evaluator(meta_params, state, source, jax.random.key(1), 40)
+        tried = list(chunks_drawn)
+        again = evaluator(meta_params, state, source, jax.random.key(1), 40)
+        np.testing.assert_array_equal(result.metrics["mse"].per_task, again.metrics["mse"].per_task)
+        assert chunks_drawn[len(tried) :] == tried[-1:]
+        return result.metrics["mse"].per_task, tried
+
+    freely, sizes = judged(1000)
+    assert sizes == [32, 32]  # Compiled, and judged.
+    tightly, sizes = judged(3)
+    assert sizes[:2] == [32, 16] and sizes[-1] < 16
+    np.testing.assert_allclose(tightly, freely, rtol=1e-4)
+
+
+def test_a_judgement_that_cannot_fit_is_warned_of():
+    learner = maml(mlp(1), inner_optimizer=optax.sgd(0.01), criterion=CRITERIA["regression"])
+    meta_params, state = learner.init(jax.random.key(0), jnp.ones([5, 1]))
+    source = task_source(load_sinusoid(), "test", EpisodeSpec(1, 5, 10_000))
+    evaluator = make_evaluator(learner, CRITERIA["regression"], task_chunk=2, memory_mib=1)
+    with pytest.warns(UserWarning, match=r"Judging needs \d+ MiB on each device even with one task at once, and 1 MiB"):
+        assert evaluator(meta_params, state, source, jax.random.key(1), 3).num_tasks == 3
 
 
 def test_who_is_judged_sees_no_labels(source):

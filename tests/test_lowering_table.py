@@ -225,7 +225,7 @@ def test_measuring_chooses_among_what_covers():
     assert len(said) == 2
     for timing in timings:
         assert all(seconds > 0 for seconds in timing.seconds.values())
-        assert LOWERINGS[timing.chosen].covers(timing.case.geometry, timing.case.channels)
+        assert LOWERINGS[timing.chosen].covers(timing.case.geometry, timing.case.channels, timing.case.dtype)
         assert table.lookup(this_platform(), timing.case) == timing.chosen in timing.seconds
     with pytest.raises(ValueError, match="given 0"):
         measure_lowerings({CASE: 1}, rounds=0)

@@ -23,9 +23,11 @@ from jaxmeta.device_memory import compile_lean, memory_at_hand, program_bytes
 from jaxmeta.dispatch import compile_steps
 from jaxmeta.plan import (
     SAME_GRADIENT,
+    SHARE_OF_TIME,
     Candidate,
     DoesNotFit,
     Measured,
+    different_chunks,
     divisors,
     fastest_plan,
     fit_plan,
@@ -139,7 +141,37 @@ def test_the_fastest_that_fits(num_tasks, wanted, best_chunk, budget):
     assert len(set(tried)) == len(tried)
     timed = [one for one in plan.tried if one.step_seconds is not None]
     chosen = next(one for one in plan.tried if one.candidate == plan.chosen)
-    assert chosen.num_bytes <= budget and chosen.step_seconds == min(one.step_seconds for one in timed)
+    assert chosen.num_bytes <= budget
+    assert SHARE_OF_TIME * chosen.step_seconds <= min(one.step_seconds for one in timed)
+
+
+@pytest.mark.parametrize("gain, chosen", [(0.97, ("unrolled", 2)), (0.9, ("mixed_mode", 1))])
+def test_what_a_clock_may_err_by_changes_nothing(gain, chosen):
+    def measure(candidate):
+        seconds = gain ** (2 - candidate.task_chunk) * (gain if candidate.metagrad == "mixed_mode" else 1.0)
+        return measured(candidate)._replace(step_seconds=seconds)
+
+    plan = fastest_plan(
+        measure, Candidate("unrolled", 2), chunks=[1, 2], budget=None, others=("unrolled", "mixed_mode")
+    )
+    assert plan.chosen == Candidate(*chosen)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 48), st.integers(1, 48), st.integers(1, 9))
+def test_no_program_is_tried_under_two_names(num_tasks, wanted, num_devices):
+    """Tasks of a device in one chunk are one program, whatever the chunk could be."""
+    wanted = min(divisors(num_tasks), key=lambda size: abs(size - wanted))
+    on_device = -(-num_tasks // num_devices)
+    chunks = different_chunks(num_tasks, wanted, on_device)
+    programs = [min(size, on_device) for size in chunks]
+    assert wanted in chunks and len(set(programs)) == len(programs)
+    # All at once on a device, and everything below.
+    assert set(programs) == {min(size, on_device) for size in divisors(num_tasks)}
+    tried = []
+    with pytest.raises(DoesNotFit):
+        fit_plan(lambda one: tried.append(one) or measured(one), Candidate("unrolled", wanted), budget=0, chunks=chunks)
+    assert {one.task_chunk for one in tried} <= set(chunks) and min(tried[-1].task_chunk, on_device) == 1
 
 
 def fresh_state(source):
@@ -185,7 +217,7 @@ def test_memory_at_hand_is_a_share_of_the_machine():
 
 def test_what_is_there_already_is_not_asked_for_again(monkeypatch):
     """The data and the state are in the program's bytes, and no longer in the memory at hand."""
-    monkeypatch.setattr("jaxmeta.planning.memory_at_hand", lambda: 10**8)
+    monkeypatch.setattr("jaxmeta.budget.memory_at_hand", lambda: 10**8)
     workspace = open_workspace(replace(PRESETS["sinusoid-maml"], tasks=2, log_every=1))
     pool = np.zeros(1000, np.float32)
     sources = workspace.sources | {"train": workspace.sources["train"]._replace(pool=pool)}

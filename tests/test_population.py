@@ -236,7 +236,7 @@ def test_an_interruption_while_planning_leaves_nothing(tmp_path, monkeypatch):
 
 def test_the_images_are_there_already_and_the_runs_are_not(monkeypatch):
     """What a population may use: what is at hand, and what of the program's data is there."""
-    monkeypatch.setattr("jaxmeta.planning.memory_at_hand", lambda: 10**9)
+    monkeypatch.setattr("jaxmeta.budget.memory_at_hand", lambda: 10**9)
     workspace = open_workspace(replace(PRESETS["sinusoid-maml"], tasks=2, log_every=1), pool="device")
     pool = np.zeros(1000, np.float32)
     sources = workspace.sources | {"train": workspace.sources["train"]._replace(pool=pool)}

@@ -8,7 +8,6 @@ import sys
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import pytest
 
 from jaxmeta import LoweringTable
 from jaxmeta.cli import main
@@ -48,7 +47,6 @@ def arrays(run, step):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-@pytest.mark.slow
 def test_two_processes_leave_the_checkpoint_of_one(tmp_path, capsys, monkeypatch):
     """Stopped and resumed on the way, which a single process is not; the first reads a table of lowerings for both."""
     monkeypatch.setenv("JAXMETA_CACHE", str(tmp_path / "cache"))

@@ -1,6 +1,6 @@
 """What `jaxmeta bench` runs: a checked request, load after load."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jaxmeta.bench.loads import LOADS, tiny
@@ -47,7 +47,7 @@ def run_loads(
     task_chunk: int | None = None,
     precision: str = "float32",
     say: Callable[[str], None],
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Measure loads one after the other.
 
     Args:
@@ -58,14 +58,12 @@ def run_loads(
       precision: How exactly the network computes, a key of `PRECISIONS`.
       say: Told what goes on.
 
-    Returns:
-      A row for each load, for a load that failed with an "error".
+    Yields:
+      A row for each load as soon as it is measured, for a load that failed with an "error".
     """
-    rows = []
     for name in names:
         say(f"{name}: {(tiny(LOADS[name]) if quick else LOADS[name]).description}")
         row = measure_in_own_process(load=name, rounds=rounds, quick=quick, task_chunk=task_chunk, precision=precision)
-        rows.append(row)
         if "error" in row:
             say(f"{name}: {row['error']}")
-    return rows
+        yield row

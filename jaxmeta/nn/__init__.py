@@ -1,7 +1,7 @@
 """Primitives that know about tasks, and their Flax modules."""
 
 from jaxmeta.nn.contraction import contractions_in
-from jaxmeta.nn.conv import Conv, conv2d
+from jaxmeta.nn.conv import Conv, conv2d, conv_general_dilated
 from jaxmeta.nn.lowering_table import Case, LoweringTable, lowerings_used
 from jaxmeta.nn.lowerings import LOWERINGS
 from jaxmeta.nn.norm import BatchNorm, batch_statistics
@@ -16,6 +16,7 @@ __all__ = [
     "batch_statistics",
     "contractions_in",
     "conv2d",
+    "conv_general_dilated",
     "lowerings_used",
     "max_pool_2x2",
 ]

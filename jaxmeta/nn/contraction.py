@@ -7,6 +7,7 @@ three, so that any order of forward and reverse mode ends in the same few fast l
 `custom_vjp` would shut out forward mode, and a `custom_jvp` fails under a gradient of a gradient.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -70,21 +71,21 @@ def _batch(operands, axes, *, static):
         values = {"kernel": kernel, images[0]: merged}
         ahead, behind = (values[role] for role in given)
         return undo(contract(ahead, behind, static)), examples_at
-    values = []
+    values, tasks = [], ()
     for operand, axis in given.values():
         operand = jnp.broadcast_to(operand, (size, *operand.shape)) if axis is None else jnp.moveaxis(operand, axis, 0)
-        values.append(operand.reshape(-1, *operand.shape[-4:]))
+        tasks = operand.shape[:-4]
+        values.append(operand.reshape(math.prod(tasks), *operand.shape[-4:]))
     result = contract(values[0], values[1], static)
-    tasks = operands[0].ndim - (axes[0] is not None) - 4
-    return result.reshape(size, *(-1,) * tasks, *result.shape[1:]), 0
+    return result.reshape(*tasks, *result.shape[1:]), 0
 
 
 def _merge(image, axis, at):
     """Move an axis beside the examples, which are at `at`, and make them one; also give the way back."""
     image = jnp.moveaxis(image, axis, at)
     size, shape = image.shape[at], image.shape
-    merged = image.reshape(*shape[:at], -1, *shape[at + 2 :])
-    return merged, lambda result: result.reshape(*result.shape[:at], size, -1, *result.shape[at + 1 :])
+    merged = image.reshape(*shape[:at], size * shape[at + 1], *shape[at + 2 :])
+    return merged, lambda result: result.reshape(*result.shape[:at], *shape[at : at + 2], *result.shape[at + 1 :])
 
 
 def _lower(platform):

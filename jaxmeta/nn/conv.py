@@ -6,14 +6,16 @@ differentiation and lowered by shape and backend (`nn/lowerings.py`), or by a ta
 was measured (`nn/lowering_table.py`).
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmeta.nn.canonical import DIMENSIONS
 from jaxmeta.nn.contraction import Static, contract
 from jaxmeta.nn.lowering_table import LoweringTable
 from jaxmeta.nn.lowerings import LOWERINGS, Geometry
@@ -25,10 +27,10 @@ Padding = str | Sequence[tuple[int, int]]
 def conv2d(
     inputs: jax.Array,
     kernel: jax.Array,
-    strides: tuple[int, int] = (1, 1),
+    strides: int | tuple[int, int] = (1, 1),
     padding: Padding = "SAME",
     *,
-    dilation: tuple[int, int] = (1, 1),
+    dilation: int | tuple[int, int] = (1, 1),
     groups: int = 1,
     lowering: str | LoweringTable = "auto",
 ) -> jax.Array:
@@ -40,9 +42,9 @@ def conv2d(
     Args:
       inputs: `[examples, height, width, channels]`.
       kernel: `[window_height, window_width, channels / groups, features]`.
-      strides: Steps of the window.
+      strides: Steps of the window, one or one each way.
       padding: "SAME", "VALID" or (low, high) for height and for width.
-      dilation: Distances between the places of the window.
+      dilation: Distance between the places of the window, one or one each way.
       groups: Parts that channels and features are divided into; as many as channels is depthwise.
       lowering: A key of `LOWERINGS`, how it is computed; "auto" chooses by backend and shape; a
         `LoweringTable` by what was measured, and like "auto" where it does not have the case.
@@ -51,8 +53,8 @@ def conv2d(
       `[examples, out_height, out_width, features]`.
 
     Raises:
-      ValueError: if the kernel does not fit the channels of the inputs, or the window the image; for an unknown
-        lowering.
+      ValueError: if the kernel does not fit the channels of the inputs, or the window the image; for strides,
+        dilations or groups that are not positive, and an unknown lowering.
 
     Example:
       >>> import jax.numpy as jnp
@@ -60,6 +62,12 @@ def conv2d(
       (2, 14, 14, 8)
     """
     inputs, kernel = jnp.asarray(inputs), jnp.asarray(kernel)
+    strides, dilation = _both_ways(strides), _both_ways(dilation)
+    if min(*strides, *dilation, groups) < 1:
+        raise ValueError(
+            f"conv2d needs positive strides, dilations and groups; given strides={strides}, dilation={dilation}, "
+            f"groups={groups}."
+        )
     if kernel.ndim != 4 or inputs.ndim != 4 or inputs.shape[-1] != kernel.shape[2] * groups:
         needed = kernel.shape[2] * groups if kernel.ndim == 4 else "channels"
         raise ValueError(
@@ -89,6 +97,68 @@ def _geometry(inputs_shape, kernel_shape, strides, padding, dilation, groups) ->
     return Geometry(size, window, tuple(strides), tuple(map(tuple, padding)), tuple(dilation), groups)
 
 
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: Padding,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    *,
+    precision: Any = None,
+    lowering: str | LoweringTable = "auto",
+    **options: Any,
+) -> jax.Array:
+    """Compute what `jax.lax.conv_general_dilated` does, images as `conv2d` does: for Flax's own `Conv`.
+
+    `flax.linen.Conv` and `flax.nnx.Conv` take it as their `conv_general_dilated`, and with it become as fast where
+    every task has a kernel of its own. What is no convolution of images in NHWC and HWIO (other dimensions or numbers
+    of them, dilated inputs, a type of the results) is XLA's own.
+
+    Args:
+      lhs: Inputs.
+      rhs: Kernel.
+      window_strides: Steps of the window.
+      padding: "SAME", "VALID" or (low, high) for each dimension.
+      lhs_dilation: Of the inputs.
+      rhs_dilation: Of the kernel.
+      dimension_numbers: Which axis is which.
+      feature_group_count: Groups.
+      precision: Of products, by name or as `jax.lax.Precision`; None: as `jax.default_matmul_precision`.
+      lowering: As for `conv2d`.
+      options: Others of `jax.lax.conv_general_dilated`.
+
+    Returns:
+      As `jax.lax.conv_general_dilated`.
+
+    Raises:
+      ValueError: as `conv2d`.
+
+    Example:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp
+      >>> layer = nn.Conv(8, (3, 3), kernel_init=nn.initializers.ones, conv_general_dilated=conv_general_dilated)
+      >>> layer.init_with_output(jax.random.key(0), jnp.ones([2, 28, 28, 3]))[0].shape
+      (2, 28, 28, 8)
+    """
+    if isinstance(precision, jax.lax.Precision):
+        precision = precision.name.lower()
+    ours = lhs.ndim == 4 and isinstance(precision, str | None) and set(lhs_dilation or (1,)) == {1}
+    ours &= not any(value not in (None, 1) for value in options.values())
+    if ours:
+        given = jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+        ours = given == jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, DIMENSIONS)
+    if not ours:
+        options |= {"lhs_dilation": lhs_dilation, "rhs_dilation": rhs_dilation, "precision": precision}
+        options |= {"dimension_numbers": dimension_numbers, "feature_group_count": feature_group_count}
+        return jax.lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+    (down, right), (spread_down, spread_right) = window_strides, rhs_dilation or (1, 1)
+    windows = {"dilation": (spread_down, spread_right), "groups": feature_group_count, "lowering": lowering}
+    with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
+        return conv2d(lhs, rhs, (down, right), padding, **windows)
+
+
 class BeforeNorm(NamedTuple):
     """A convolution whose outputs will be normalised.
 
@@ -104,7 +174,10 @@ class BeforeNorm(NamedTuple):
 
 
 class Conv(nn.Module):
-    """Two-dimensional convolution, a drop-in for `flax.linen.Conv` (same names, same parameters).
+    """Two-dimensional convolution with the names and parameters of `flax.linen.Conv`.
+
+    It has what few-shot backbones need. A module that is written with Flax's own `Conv`, of linen or nnx, keeps
+    all of its options with `conv_general_dilated=jaxmeta.nn.conv_general_dilated`.
 
     Attributes:
       features: Number of output channels.

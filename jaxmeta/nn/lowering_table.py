@@ -186,7 +186,7 @@ def covering(case: Case, platform: str) -> list[str]:
         way = LOWERINGS[name]
         # Without tasks, how tasks go through it makes no difference.
         same = not case.per_task and any(LOWERINGS[other].contract is way.contract for other in names)
-        if way.covers(case.geometry, case.channels) and not same:
+        if _covers(name, case) and not same:
             names.append(name)
     return names
 
@@ -205,18 +205,24 @@ def lowering_of(case: Case, platform: str, lowering: str | LoweringTable = "auto
     geometry, channels = case.geometry, case.channels
     if isinstance(lowering, LoweringTable):
         name = lowering.lookup(platform, case)
-        lowering = name if name is not None and LOWERINGS[name].covers(geometry, channels) else "auto"
+        lowering = name if name is not None and _covers(name, case) else "auto"
     if lowering == "auto":
-        return choose_lowering(platform, geometry, channels, case.features, case.per_task, dtype=case.dtype)
-    if not LOWERINGS[lowering].covers(geometry, channels):
-        _say_once(lowering, geometry)
+        lowering = choose_lowering(platform, geometry, channels, case.features, case.per_task, dtype=case.dtype)
+    if not _covers(lowering, case):
+        _say_once(lowering, geometry, case.dtype)
         return "xla_in_turn" if platform == "cpu" else "xla"
     return lowering
 
 
+def _covers(name: str, case: Case) -> bool:
+    return LOWERINGS[name].covers(case.geometry, case.channels, case.dtype)
+
+
 @functools.cache
-def _say_once(lowering, geometry):
-    warnings.warn(f"The lowering {lowering!r} does not cover {geometry}; XLA's own convolution is used.", stacklevel=2)
+def _say_once(lowering, geometry, dtype):
+    warnings.warn(
+        f"The lowering {lowering!r} does not cover {geometry} in {dtype}; XLA's own convolution is used.", stacklevel=2
+    )
 
 
 def lowerings_used(

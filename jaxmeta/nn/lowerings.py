@@ -1,9 +1,8 @@
 """The ways of computing a convolution and its two gradients.
 
-Each way is a function of two of input `[examples, height, width, channels]`, kernel
-`[window_height, window_width, channels / groups, features]` and output `[examples, out_height,
-out_width, features]`, in this order, that gives the third. A leading task axis on both is a
-`vmap`, or a loop over tasks where the backend is faster with one.
+Each way is a function of two of input `[examples, height, width, channels]`, kernel `[window_height, window_width,
+channels / groups, features]` and output `[examples, out_height, out_width, features]`, in this order, that gives the
+third. A leading task axis on both is a `vmap`, or a loop over tasks where the backend is faster with one.
 """
 
 import functools
@@ -109,9 +108,8 @@ def by_patches(first, second, missing, geometry, precision):
     """Patches and one matrix product."""
     if missing == "output":
         patches = patches_of(first, geometry)
-        flat = jnp.matmul(
-            patches.reshape(-1, patches.shape[-1]), second.reshape(-1, second.shape[-1]), precision=precision
-        )
+        rows = patches.reshape(-1, patches.shape[-1])
+        flat = jnp.matmul(rows, second.reshape(-1, second.shape[-1]), precision=precision)
         return flat.reshape(*patches.shape[:-1], second.shape[-1])
     if missing == "kernel":
         patches, output = patches_of(first, geometry), second.reshape(-1, second.shape[-1])
@@ -160,10 +158,11 @@ def by_shifts(first, second, missing, geometry, precision):
 
     def convolve(inputs, kernel):
         examples, channels = inputs.shape[0], inputs.shape[3]
-        patches = patches_of(inputs, geometry).reshape(examples, *geometry.out_size, -1, channels, 1)
-        taps = kernel.reshape(-1, channels, kernel.shape[3] // channels)
+        wide = jnp.promote_types(inputs.dtype, jnp.float32)  # A sum in few digits would lose some of them.
+        patches = patches_of(inputs, geometry).astype(wide).reshape(examples, *geometry.out_size, -1, channels, 1)
+        taps = kernel.astype(wide).reshape(-1, channels, kernel.shape[3] // channels)
         products = [patches[..., place, :, :] * taps[place] for place in range(len(taps))]
-        return functools.reduce(jnp.add, products).reshape(examples, *geometry.out_size, -1)
+        return functools.reduce(jnp.add, products).reshape(examples, *geometry.out_size, -1).astype(inputs.dtype)
 
     return _by_transposes(convolve, first, second, missing, geometry)
 
@@ -187,37 +186,37 @@ class Lowering(NamedTuple):
 
     Attributes:
       contract: `(first, second, missing, geometry, precision) -> missing role`, of one task.
-      covers: `(geometry, channels)`: whether it computes these.
+      covers: `(geometry, channels, dtype)`: whether it computes these, to all digits that the type has.
       over_tasks: How tasks with kernels of their own go through it.
       at_once: `(geometry, missing, bytes of an input's pixel)`: how many examples a CPU computes at once, None for all.
     """
 
     contract: Callable[..., jax.Array]
-    covers: Callable[[Geometry, int], bool]
+    covers: Callable[[Geometry, int, str], bool]
     over_tasks: Callable[[Callable], Callable] = jax.vmap
     at_once: Callable[[Geometry, str, int], int | None] = lambda geometry, missing, pixel: None
 
 
 LOWERINGS = {
-    "xla": Lowering(by_xla, lambda geometry, channels: True),
-    "xla_in_turn": Lowering(by_xla, lambda geometry, channels: True, _tasks_in_turn),
+    "xla": Lowering(by_xla, lambda geometry, channels, dtype: True),
+    "xla_in_turn": Lowering(by_xla, lambda geometry, channels, dtype: True, _tasks_in_turn),
     "canonical": Lowering(
         by_canonical,
-        lambda geometry, channels: geometry.groups == 1,
+        lambda geometry, channels, dtype: geometry.groups == 1 and _pads(geometry),
         _tasks_in_turn,
         lambda geometry, missing, pixel: _summed(geometry, pixel) if missing == "kernel" else None,
     ),
     "patches": Lowering(
         by_patches,
-        lambda geometry, channels: geometry.groups == 1,
+        lambda geometry, channels, dtype: geometry.groups == 1 and _pads(geometry),
         at_once=lambda geometry, missing, pixel: _in_cache(geometry, math.prod(geometry.window) * pixel),
     ),
     "winograd": Lowering(
         by_winograd,
-        lambda geometry, channels: _is_winograd(geometry),
+        lambda geometry, channels, dtype: _is_winograd(geometry, dtype),
         at_once=lambda geometry, missing, pixel: _in_cache(geometry, 4 * pixel),
     ),
-    "shifts": Lowering(by_shifts, lambda geometry, channels: geometry.groups == channels > 1),
+    "shifts": Lowering(by_shifts, lambda geometry, channels, _: geometry.groups == channels > 1 and _pads(geometry)),
 }
 
 
@@ -230,9 +229,15 @@ def _summed(geometry, bytes_per_pixel):
     return max(KERNEL_POSITIONS // math.prod(geometry.out_size), 5 if bytes_per_pixel < 32 else 1)
 
 
-def _is_winograd(geometry):
-    plain = geometry.groups == 1 and geometry.strides == geometry.dilation == (1, 1)
-    return plain and geometry.window == (3, 3) and turned(geometry) is not None
+def _pads(geometry):
+    """Whether padding adds: of less than none, which cuts off, XLA's own convolution takes care."""
+    return min(*geometry.padding[0], *geometry.padding[1]) >= 0
+
+
+def _is_winograd(geometry, dtype):
+    # Its transforms would cost a type of few digits some of them: four times the error in bfloat16.
+    plain = geometry.groups == 1 and geometry.strides == geometry.dilation == (1, 1) and "16" not in dtype
+    return plain and _pads(geometry) and geometry.window == (3, 3) and turned(geometry) is not None
 
 
 def choose_lowering(
@@ -257,14 +262,14 @@ def choose_lowering(
       wide: Whether the products of a CPU are of 512 bits; None: as of this one.
 
     Returns:
-      A key of `LOWERINGS` that covers the geometry.
+      A key of `LOWERINGS`; it covers whatever an own way does.
 
     Example:
       >>> geometry = Geometry((14, 14), (3, 3), padding=((1, 1), (1, 1)))
       >>> [choose_lowering("cpu", geometry, 64, 64, True, wide=wide) for wide in (False, True)]
       ['winograd', 'canonical']
     """
-    if LOWERINGS["shifts"].covers(geometry, channels):
+    if LOWERINGS["shifts"].covers(geometry, channels, dtype):
         return "shifts"
     if geometry.groups > 1:
         return "xla_in_turn" if platform == "cpu" else "xla"
@@ -276,7 +281,7 @@ def choose_lowering(
     if platform == "cpu" and geometry.strides == (1, 1) and dtype == "float32" and wide:
         return "canonical"
     # Of few channels the transforms cost more than the products that they save.
-    if platform == "cpu" and min(channels, features) >= WINOGRAD_CHANNELS and _is_winograd(geometry):
+    if platform == "cpu" and min(channels, features) >= WINOGRAD_CHANNELS and _is_winograd(geometry, dtype):
         return "winograd"
     return "patches"
 

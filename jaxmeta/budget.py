@@ -1,0 +1,67 @@
+"""What a device may use, and the largest of several programs that needs no more."""
+
+import json
+import warnings
+from collections.abc import Callable, Iterable
+
+import jax
+
+from jaxmeta import processes
+from jaxmeta.base import PyTree
+from jaxmeta.device_memory import compile_lean, memory_at_hand, mib, program_bytes
+
+
+def budget_bytes(memory_mib: int | None, held: PyTree) -> int | None:
+    """Tell the bytes that a program may need on a device, the same in every process.
+
+    Args:
+      memory_mib: MiB that were allowed; None for what is at hand.
+      held: Arrays, or their shapes, that are on the device already and count as the program's own.
+
+    Returns:
+      Bytes; None if that is not known.
+
+    Example:
+      >>> budget_bytes(3, ())
+      3145728
+    """
+    budget = None if memory_mib is None else memory_mib * 2**20
+    if budget is None and (free := memory_at_hand()) is not None:
+        budget = free + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(held))
+    # All must decide alike.
+    return json.loads(processes.from_first(lambda: json.dumps(budget)))
+
+
+def largest_that_fits(
+    sizes: Iterable[tuple[int, ...]], lower: Callable[..., jax.stages.Lowered], budget: int | None, what: str
+) -> tuple[int, ...]:
+    """Compile a program of one size after the other until one fits.
+
+    Args:
+      sizes: From the one that is wanted to the smallest.
+      lower: Lowers the program of a size, given as its arguments. `jax.jit` keeps what was compiled here for the call.
+      budget: Bytes that a device may use; None for no limit.
+      what: What the program does, for the warning where even the smallest does not fit.
+
+    Returns:
+      The first size that fits, or the last one: there is nothing smaller to try.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> def lower(size):
+      ...     return jax.jit(jnp.cumsum).lower(jnp.zeros(size))
+      >>> largest_that_fits([(10_000,), (1000,), (100,)], lower, 20_000, "Summing up")
+      (1000,)
+    """
+    size, num_bytes = (), 0
+    for size in sizes:
+        num_bytes = program_bytes(compile_lean(lower(*size)))
+        if budget is None or num_bytes <= budget:
+            return size
+    assert budget is not None
+    warnings.warn(
+        f"{what} needs {mib(num_bytes)} on each device even with one task at once, and {mib(budget)} may be used. "
+        "Judge with fewer queries or inner steps if it does not fit.",
+        stacklevel=2,
+    )
+    return size
