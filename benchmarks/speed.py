@@ -14,8 +14,9 @@ figure of a round is the median of its steps, and medians over rounds are shown.
 seconds are taken once, cold, and marked so. Contenders that need many gigabytes run alone, after the others. Threads
 are those of all cores of the process, on both sides.
 
-Peak memory is that of the process (VmHWM), before the first step and after all. Writes `speed.json` and `speed.png`
-beside this script; with --quick only a FILE that is named.
+Every load is a run of its own; with --add a record keeps those that are not measured anew. Peak memory is that of the
+process (VmHWM), before the first step and after all. Writes `speed.json` and `speed.png` beside this script; with
+--quick only a FILE that is named.
 """
 
 import argparse
@@ -61,6 +62,9 @@ def parse(arguments):
     parser.add_argument("--precision", choices=["float32", "tf32"], default="float32", help="of products on a GPU")
     parser.add_argument("--together", action="store_true", help="nobody runs alone: there is memory for all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="speed.json beside this script if not --quick")
+    parser.add_argument(
+        "--add", action="store_true", help="keep the other loads of the JSON file; same machine and rounds"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny loads, A1 and B unless named: does it run?")
     options = parser.parse_args(arguments)
     if options.quick:
@@ -210,6 +214,24 @@ def processor():
         return platform.processor() or platform.machine()
 
 
+def rows_kept(options, record):
+    """What a record has of other loads, which were a run of their own too; it must be of the same machine."""
+    if not options.add:
+        return []
+    if options.json is None or not options.json.exists():
+        raise SystemExit(f"--add needs a record to add to; there is none at {options.json}.")
+    earlier = json.loads(options.json.read_text())
+    if differing := [name for name, value in record.items() if earlier.get(name) != value]:
+        name = differing[0]
+        raise SystemExit(f"--add: {options.json} has {name} {earlier.get(name)!r}, and this run {record[name]!r}.")
+    return [row for row in earlier["rows"] if row["load"] not in options.loads]
+
+
+def in_order(rows):
+    """Rows by load, as loads are listed."""
+    return sorted(rows, key=lambda row: list(LOADS).index(row["load"]))
+
+
 def main(arguments=None):
     options = parse(arguments)
     record = {
@@ -220,12 +242,12 @@ def main(arguments=None):
         "rounds": options.rounds,
         "round_seconds": options.round_seconds,
         "quick": options.quick,
-        "rows": [],
     }
+    record["rows"] = rows_kept(options, record)
     with tempfile.TemporaryDirectory() as folder:
         race = Race(options, Path(folder))
         for name in options.loads:
-            record["rows"] += race.run(LOADS[name])
+            record["rows"] = in_order([*record["rows"], *race.run(LOADS[name])])
             # After every load: an hour's work is not lost with the last one.
             if options.json:
                 options.json.write_text(json.dumps(record, indent=1) + "\n")

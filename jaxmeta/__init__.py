@@ -138,6 +138,7 @@ from jaxmeta.population import Members, compile_population, fit_population, init
 from jaxmeta.population_evaluator import make_population_evaluator
 from jaxmeta.protocols import Protocol, fingerprint, protocol_hash
 from jaxmeta.serve import Classifier, adapt_run, load_classifier
+from jaxmeta.step_plan import plan_steps
 from jaxmeta.train import fit, init_train_state, make_train_step
 from jaxmeta.verification import (
     Roc,
@@ -296,6 +297,7 @@ __all__ = [
     "options_of",
     "paired_difference",
     "pes",
+    "plan_steps",
     "place",
     "protocol_hash",
     "protonet",

@@ -1,6 +1,5 @@
 """What a device may use, and the largest of several programs that needs no more."""
 
-import json
 import warnings
 from collections.abc import Callable, Iterable
 
@@ -28,8 +27,7 @@ def budget_bytes(memory_mib: int | None, held: PyTree) -> int | None:
     budget = None if memory_mib is None else memory_mib * 2**20
     if budget is None and (free := memory_at_hand()) is not None:
         budget = free + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(held))
-    # All must decide alike.
-    return json.loads(processes.from_first(lambda: json.dumps(budget)))
+    return processes.agreed(budget)
 
 
 def largest_that_fits(

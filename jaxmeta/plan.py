@@ -1,5 +1,6 @@
 """How much is computed at once, and what of an inner loop is kept: by what fits in memory, and by what is fastest."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -97,22 +98,22 @@ def divisors(number: int) -> list[int]:
 
 
 def different_chunks(num_tasks: int, wanted: int, on_device: int) -> list[int]:
-    """List the chunks that are programs of their own: as many tasks as a device has, or more, are all of them.
+    """List the chunks that are programs of their own: those that cut a device's tasks into other numbers of parts.
 
     Args:
       num_tasks: Tasks in a step.
-      wanted: The chunk to begin with, which stands for all of a device if it is as large.
+      wanted: The chunk to begin with, which stands for all that are the same program.
       on_device: Tasks of a step on each device.
 
     Returns:
       Divisors of `num_tasks`.
 
     Example:
-      >>> different_chunks(32, 32, 32), different_chunks(32, 32, 4), different_chunks(32, 1, 4)
-      ([1, 2, 4, 8, 16, 32], [1, 2, 32], [1, 2, 4])
+      >>> different_chunks(32, 32, 32), different_chunks(32, 32, 4), different_chunks(12, 1, 6)
+      ([1, 2, 4, 8, 16, 32], [1, 2, 32], [1, 2, 3, 6])
     """
-    less = [size for size in divisors(num_tasks) if size < on_device]
-    return [*less, wanted if wanted >= on_device else min(set(divisors(num_tasks)) - set(less))]
+    by_parts = {math.ceil(on_device / size): size for size in (*reversed(divisors(num_tasks)), wanted)}
+    return sorted(by_parts.values())
 
 
 def fit_plan(

@@ -1,7 +1,6 @@
 """A run's plan: its candidates compiled, those that fit timed, and the best put in place."""
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -9,10 +8,9 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from jaxmeta import devices, feed, processes
+from jaxmeta import devices, processes
 from jaxmeta.algorithms import ALGORITHMS, options_of
 from jaxmeta.base import Key, PyTree, TrainState
 from jaxmeta.bench.lowerings import describe, measure_lowerings
@@ -33,6 +31,7 @@ from jaxmeta.plan import (
     fit_plan,
     plan_table,
 )
+from jaxmeta.step_plan import time_steps
 from jaxmeta.workspace import (
     Workspace,
     find_lowering,
@@ -42,9 +41,6 @@ from jaxmeta.workspace import (
     trace_step,
     with_config,
 )
-
-# Seconds that a candidate is run for, after a first step.
-RUN_SECONDS = 1.0
 
 
 class Planned(NamedTuple):
@@ -102,7 +98,8 @@ def plan_run(
         return program
 
     def seconds_of(candidate: Candidate) -> float:
-        return _time_step(programs[candidate], begin(), workspace, key, mesh)
+        options = {"num_tasks": config.tasks, "steps_per_call": config.log_every, "mesh": mesh}
+        return time_steps(programs[candidate], begin(), source, key, **options)
 
     wanted, others = _wanted(config)
     timed = seconds_of if search else None
@@ -212,29 +209,6 @@ def _measurer(
         return Measured(candidate, num_bytes, compile_seconds, seconds)
 
     return measure
-
-
-def _agreed(value):
-    """Give what the first process has: all must decide alike."""
-    return json.loads(processes.from_first(lambda: json.dumps(value)))
-
-
-def _time_step(program, train_state, workspace: Workspace, key: Key, mesh: Mesh | None) -> float:
-    """Give the seconds of a step, the same in every process."""
-    config, source = workspace.config, workspace.sources["train"]
-    at_once = feed.steps_at_once(source, config.tasks, config.log_every)
-    with feed.pools_of_steps(source, key, [0], num_tasks=config.tasks, at_once=at_once, mesh=mesh) as pools:
-        pool = next(pools)
-    if mesh is not None:
-        train_state = devices.place(train_state, mesh)
-    length, seconds = 1, 0.0
-    for _ in range(3):
-        clock = time.perf_counter()
-        train_state, metrics = program(train_state, pool, key, np.int32(length))
-        jax.block_until_ready(metrics)
-        seconds = _agreed(time.perf_counter() - clock) / length
-        length = max(1, min(at_once, round(RUN_SECONDS / seconds)))
-    return seconds
 
 
 def show_plan(

@@ -4,6 +4,7 @@ Every process runs the same program on the same numbers, and reads what it needs
 see. Only the first writes. With one process each function here is what it would be without it.
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -99,6 +100,16 @@ def from_first(make: Callable[[], str]) -> str:
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(made[0]) if made else 0)))
     text = np.frombuffer(made[0], np.uint8) if made else np.zeros(size, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(text)).astype(np.uint8).tobytes().decode()
+
+
+def agreed(value: Any) -> Any:
+    """Give what the first process has, of plain values: all must decide alike.
+
+    Example:
+      >>> agreed(3)
+      3
+    """
+    return json.loads(from_first(lambda: json.dumps(value)))
 
 
 def any_process(flag: bool) -> bool:

@@ -35,6 +35,7 @@ ROOMS = [
     # What a pool on the host feeds, and the program that is fed.
     "feed",
     "dispatch",
+    "step_plan",
     "train",
     "evaluate",
     "online",

@@ -261,6 +261,26 @@ def test_speed_times_no_arithmetic_that_a_library_would_beat(tmp_path, monkeypat
     assert timed or ours["status"].startswith("another gradient: ")
 
 
+def test_a_record_of_speed_takes_further_loads(tmp_path, monkeypatch):
+    """Of the same machine and as many rounds; in the order of the loads, each measured once."""
+    monkeypatch.setattr(speed.Race, "run", lambda race, load: [{"load": load.name, "contender": "jaxmeta"}])
+    monkeypatch.setattr(speed, "tables", lambda record: "")
+    monkeypatch.setattr(speed, "draw", lambda path, record: None)
+    file = tmp_path / "speed.json"
+
+    def run(*arguments):
+        speed.main([*arguments, "--json", str(file)])
+        return [row["load"] for row in json.loads(file.read_text())["rows"]]
+
+    with pytest.raises(SystemExit, match="there is none at"):
+        run("--loads", "B", "--add")
+    assert run("--loads", "D", "B") == ["B", "D"]
+    assert run("--loads", "C", "B", "--add") == ["B", "C", "D"]
+    with pytest.raises(SystemExit, match="has rounds 5, and this run 3"):
+        run("--loads", "A1", "--add", "--rounds", "3")
+    assert run("--loads", "A1") == ["A1"]
+
+
 @pytest.mark.slow
 def test_speed_compares_times_and_reports_who_is_missing(tmp_path, capsys):
     file = tmp_path / "speed.json"

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_train import OPTIMIZER, TASKS, learner_of
 
-from jaxmeta import make_train_step
+from jaxmeta import METAGRADS, make_train_step, plan_steps
 from jaxmeta.bench.measure import resident_bytes
 from jaxmeta.cli import main
 from jaxmeta.config import Config
@@ -164,10 +164,10 @@ def test_no_program_is_tried_under_two_names(num_tasks, wanted, num_devices):
     wanted = min(divisors(num_tasks), key=lambda size: abs(size - wanted))
     on_device = -(-num_tasks // num_devices)
     chunks = different_chunks(num_tasks, wanted, on_device)
-    programs = [min(size, on_device) for size in chunks]
+    programs = [-(-on_device // size) for size in chunks]
     assert wanted in chunks and len(set(programs)) == len(programs)
-    # All at once on a device, and everything below.
-    assert set(programs) == {min(size, on_device) for size in divisors(num_tasks)}
+    # None is left out.
+    assert set(programs) == {-(-on_device // size) for size in divisors(num_tasks)}
     tried = []
     with pytest.raises(DoesNotFit):
         fit_plan(lambda one: tried.append(one) or measured(one), Candidate("unrolled", wanted), budget=0, chunks=chunks)
@@ -208,6 +208,42 @@ def test_fit_runs_a_program_that_was_compiled_before(source):
     assert lengths == [4, 2]
     for one, other in zip(jax.tree.leaves(given_one), jax.tree.leaves(own), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("search", [False, True])
+def test_steps_of_one_s_own_are_planned(source, search, monkeypatch):
+    """The first that fits, or the fastest: trained by its program, it is what was wanted but for rounding."""
+    key = jax.random.key(0)
+
+    def make_step(way):
+        learner = learner_of(metagrad=METAGRADS[way.metagrad]())
+        return make_train_step(learner, OPTIMIZER, task_chunk=way.task_chunk)
+
+    def planned(**options):
+        options |= {"num_tasks": TASKS, "metagrads": ["unrolled", "remat"], "task_chunk": TASKS}
+        return plan_steps(make_step, fresh_state(source), source, key, **options)
+
+    whole = planned()
+    assert whole.plan.chosen == Candidate("unrolled", TASKS) and len(whole.plan.tried) == 1
+    needed = whole.plan.tried[0].num_bytes
+    assert needed == program_bytes(whole.program)
+    if search:
+        plan = planned(search=True).plan
+        assert len(plan.tried) > 2 and all(one.step_seconds > 0 for one in plan.tried)
+        return
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves((fresh_state(source), source.pool)))
+    monkeypatch.setattr("jaxmeta.budget.memory_at_hand", lambda: needed - held - 1)
+    smaller = planned()
+    assert smaller.plan.chosen.task_chunk < TASKS and program_bytes(smaller.program) < needed
+    rows = []
+    for step, program, _ in (whole, smaller):
+        keep = lambda state, metrics: rows.append([metrics["loss"], metrics["grad_norm"]])  # noqa: E731
+        fit(step, fresh_state(source), source, key, num_tasks=TASKS, num_steps=1, program=program, callback=keep)
+    np.testing.assert_allclose(rows[1], rows[0], rtol=1e-5)
+    monkeypatch.setattr("jaxmeta.budget.memory_at_hand", lambda: 0)
+    with pytest.raises(ValueError, match="A step needs .* MiB may be used"):
+        planned()
+    assert planned(memory_mib=1000).plan.chosen.task_chunk == TASKS
 
 
 def test_memory_at_hand_is_a_share_of_the_machine():
