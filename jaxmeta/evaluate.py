@@ -72,7 +72,8 @@ def make_evaluator(
         # On one device tasks are drawn by a program of their own, and what is fed comes for each chunk anew.
         held = (meta_params, state, () if mesh is None or feed.is_fed(source) else source.pool)
         sizes = ((size,) for size in (task_chunk, *halved(task_chunk)))
-        return largest_that_fits(sizes, lower, budget_bytes(memory_mib, held), "Judging")[0]
+        budget = budget_bytes(memory_mib, held, shared=mesh is not None)
+        return largest_that_fits(sizes, lower, budget, "Judging", shared=mesh is not None)[0]
 
     def evaluator(meta_params: PyTree, state: PyTree, source: TaskSource, key: Key, num_tasks: int) -> Evaluation:
         most = number_of_tasks(source)

@@ -26,7 +26,8 @@ class Machine:
       num_processes: How many processes there are; each is started with the same options.
       process_id: Which of the processes this is, from 0.
       plan: How a step is computed, in which chunks of tasks and what of the inner loop is kept: quick takes the first
-        way that fits in memory; auto times the ways before the run, and takes the fastest that fits.
+        way that fits in memory; auto times the ways before the run, and takes what is clearly the fastest that
+        fits.
       memory_mib: MiB that a device may use; None: what is at hand.
       precisions: Precisions that the plan may take in place of the run's own, where they are faster or fit: as tf32,
         bfloat16. They change more than the last digits; none, if none is given.

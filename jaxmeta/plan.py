@@ -153,9 +153,7 @@ def fit_plan(
     """
     tried, queue = [], [wanted]
     for name in ("members", "task_chunk"):
-        sizes = halved(getattr(wanted, name) or 1)
-        if name == "task_chunk" and chunks is not None:
-            sizes = [size for size in sizes if size in chunks]
+        sizes = halved(getattr(wanted, name) or 1, chunks if name == "task_chunk" else None)
         queue += [queue[-1]._replace(**{name: size}) for size in sizes]
     smallest = queue[-1]
     strategies = (wanted.metagrad, *(metagrad for metagrad in others if metagrad != wanted.metagrad))
@@ -246,11 +244,11 @@ def fastest_plan(
     return Plan(best.candidate, tuple(tried), budget)
 
 
-def halved(size: int) -> list[int]:
-    """List what comes nearest to a half, a quarter and so on among the divisors."""
+def halved(size: int, among: Sequence[int] | None = None) -> list[int]:
+    """List what comes nearest to a half, and to a half of that and so on, among some sizes or all divisors."""
     sizes = []
-    while size > 1:
-        sizes.append(size := max(less for less in divisors(size) if 2 * less <= size))
+    while less := _half(size, divisors(size) if among is None else among):
+        sizes.append(size := less)
     return sizes
 
 
@@ -283,10 +281,11 @@ def plan_table(plan: Plan) -> str:
     for one in plan.tried:
         step = "-" if one.step_seconds is None else f"{one.step_seconds:.4f}"
         too_large = plan.budget is not None and one.num_bytes > plan.budget
-        verdict = "chosen" if one.candidate == plan.chosen else "does not fit" if too_large else "slower"
+        verdict = "chosen" if one.candidate == plan.chosen else "does not fit" if too_large else "no faster"
         numbers = f"{one.num_bytes / 2**20:.0f} | {one.compile_seconds:.1f} | {step}"
         way = " | ".join(str(value or "-") for value in one.candidate[: len(heads) - 3])
         lines.append(f"| {way} | {numbers} | {verdict} |")
     limit = "what a device may use is not known" if plan.budget is None else f"a device may use {mib(plan.budget)}"
-    how = "the fastest that fits" if any(one.step_seconds for one in plan.tried) else "the first that fits"
+    fastest = "nothing else that fits is five percent faster"
+    how = fastest if any(one.step_seconds for one in plan.tried) else "the first that fits"
     return "\n".join([*lines, "", f"Chosen: {how}; {limit}."])

@@ -89,7 +89,7 @@ def plan_run(
         source = source._replace(pool=devices.replicate(source.pool, mesh))
         workspace = workspace._replace(sources=workspace.sources | {"train": source})
     state = jax.eval_shape(begin)
-    budget = budget_bytes(memory_mib, (state, source.pool))
+    budget = budget_bytes(memory_mib, (state, source.pool), shared=True)
     programs: dict[Candidate, jax.stages.Compiled] = {}
 
     def compile_candidate(planned: Workspace, candidate: Candidate) -> jax.stages.Compiled:
@@ -147,7 +147,7 @@ def plan_population(
         program = programs[candidate] = compile_candidate(planned, candidate)
         return program
 
-    budget, (wanted, others) = budget_bytes(memory_mib, held), _wanted(workspace.config)
+    budget, (wanted, others) = budget_bytes(memory_mib, held, shared=True), _wanted(workspace.config)
     wanted = wanted._replace(members=members)
     measure = _measurer(workspace, wanted, compile_and_keep, budget=budget, say=say)
     try:
@@ -194,7 +194,7 @@ def _measurer(
             say(f"{candidate.metagrad} cannot serve this run: {error}")
             return None
         clock = time.perf_counter()
-        num_bytes = program_bytes(compile_candidate(planned, candidate))
+        num_bytes = processes.agreed(program_bytes(compile_candidate(planned, candidate)))
         compile_seconds, seconds = time.perf_counter() - clock, None
         if seconds_of is not None and (budget is None or num_bytes <= budget):
             seconds = seconds_of(candidate)

@@ -86,7 +86,8 @@ def make_population_evaluator(
                 return judge_of(*size).lower(source.sample, source.spec, *at_hand, 0)
 
             held = at_hand[:-1]
-            fitting[given] = largest_that_fits(sizes, lower, budget_bytes(memory_mib, held), "Judging")
+            budget = budget_bytes(memory_mib, held, shared=False)
+            fitting[given] = largest_that_fits(sizes, lower, budget, "Judging", shared=False)
         judge_all, chunk = judge_of(*fitting[given]), fitting[given][1]
         chunks = [judge_all(source.sample, source.spec, *at_hand, first) for first in range(0, num_tasks, chunk)]
         chunks = jax.device_get(chunks)

@@ -45,7 +45,7 @@ class PlannedSteps(NamedTuple):
 
 
 def plan_steps(
-    make_step: Callable[[Candidate], TrainStep],
+    make_step: Callable[[Candidate], TrainStep | None],
     train_state: TrainState,
     source: TaskSource,
     key: Key,
@@ -58,20 +58,20 @@ def plan_steps(
     memory_mib: int | None = None,
     search: bool = False,
 ) -> PlannedSteps:
-    """Compile outer steps, smaller until they fit in memory; or search for the fastest way that fits.
+    """Compile outer steps, smaller until they fit in memory; or search for what is clearly the fastest that fits.
 
     More tasks than fit are a slower step, and not an error: fewer are computed at once, then another strategy
     keeps less.
 
     Args:
       make_step: Makes the train step of a candidate, for its `task_chunk` and, where metagrads are given, its
-        `metagrad`.
-      train_state: A state like the one to train.
+        `metagrad`; None if that cannot serve.
+      train_state: The state to train, which is left as it is; without a search its shapes will do.
       source: Where tasks come from.
       key: As for `fit`.
       num_tasks: Tasks in a step.
       steps_per_call: As for `fit`.
-      metagrads: Names of strategies, what is wanted first; they should give the same gradient. None where there is
+      metagrads: Names of strategies, what is wanted first; they should give the same gradient. Empty where there is
         no choice.
       task_chunk: Tasks computed at once to begin with; None: what suits the machine.
       mesh: As given to `make_train_step` in `make_step`, and to `fit`.
@@ -79,7 +79,7 @@ def plan_steps(
       search: Time the candidates, rather than take the first that fits.
 
     Returns:
-      The `PlannedSteps`; in several processes the same in each.
+      The `PlannedSteps`; the same in every process of a mesh.
 
     Raises:
       ValueError: if nothing fits; it says by how much, and what would.
@@ -108,16 +108,18 @@ def plan_steps(
     if mesh is not None:
         # Once for all candidates.
         source = source._replace(pool=devices.replicate(source.pool, mesh))
-    shapes = jax.eval_shape(lambda: train_state)
-    budget, made = budget_bytes(memory_mib, (shapes, source.pool)), {}
+    made, shared = {}, mesh is not None
+    budget = budget_bytes(memory_mib, (train_state, source.pool), shared=shared)
     options = {"num_tasks": num_tasks, "steps_per_call": steps_per_call, "mesh": mesh}
 
-    def measure(candidate: Candidate) -> Measured:
+    def measure(candidate: Candidate) -> Measured | None:
         clock = time.perf_counter()
-        train_step = make_step(candidate)
-        program = compile_steps(train_step, shapes, source, key, **options)
+        if (train_step := make_step(candidate)) is None:
+            return None
+        program = compile_steps(train_step, train_state, source, key, **options)
         made[candidate] = train_step, program
         compile_seconds, num_bytes = time.perf_counter() - clock, program_bytes(program)
+        num_bytes = processes.agreed(num_bytes) if shared else num_bytes
         if not search or budget is not None and num_bytes > budget:
             return Measured(candidate, num_bytes, compile_seconds, None)
         # The state handed in is donated.
@@ -142,7 +144,7 @@ def time_steps(
     steps_per_call: int,
     mesh: Mesh | None,
 ) -> float:
-    """Give the seconds of an outer step, the same in every process; the state is donated."""
+    """Give the seconds of an outer step, the same in every process that shares it; the state is donated."""
     at_once = feed.steps_at_once(source, num_tasks, steps_per_call)
     with feed.pools_of_steps(source, key, [0], num_tasks=num_tasks, at_once=at_once, mesh=mesh) as pools:
         pool = next(pools)
@@ -153,6 +155,7 @@ def time_steps(
         clock = time.perf_counter()
         train_state, metrics = program(train_state, pool, key, np.int32(length))
         jax.block_until_ready(metrics)
-        seconds = processes.agreed(time.perf_counter() - clock) / length
+        seconds = time.perf_counter() - clock
+        seconds = (processes.agreed(seconds) if mesh is not None else seconds) / length
         length = max(1, min(at_once, round(RUN_SECONDS / seconds)))
     return seconds

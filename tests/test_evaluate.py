@@ -1,5 +1,6 @@
 """Means and intervals over tasks, and evaluation on tasks that do not depend on how it is run."""
 
+import re
 import sys
 
 import jax
@@ -68,7 +69,7 @@ def chunks_drawn(monkeypatch):
 
 
 @pytest.mark.parametrize("on_mesh", [False, True])
-def test_fewer_tasks_are_judged_at_once_where_more_do_not_fit(chunks_drawn, on_mesh):
+def test_fewer_tasks_are_judged_at_once_where_more_do_not_fit(chunks_drawn, on_mesh, caplog):
     """A thousand queries a task, where training had ten: the same numbers, in less memory; compiled once."""
     learner = maml(mlp(1), inner_optimizer=optax.sgd(0.01), criterion=CRITERIA["regression"])
     meta_params, state = learner.init(jax.random.key(0), jnp.ones([5, 1]))
@@ -86,11 +87,26 @@ def test_fewer_tasks_are_judged_at_once_where_more_do_not_fit(chunks_drawn, on_m
         assert chunks_drawn[len(tried) :] == tried[-1:]
         return result.metrics["mse"].per_task, tried
 
-    freely, sizes = judged(1000)
+    with jax.log_compiles():
+        freely, sizes = judged(1000)
     assert sizes == [32, 32]  # Compiled, and judged.
+    compiled = [line for line in caplog.messages if re.match(r"Finished XLA compilation of jit\(judge", line)]
+    assert len(compiled) == 1, compiled
     tightly, sizes = judged(3)
     assert sizes[:2] == [32, 16] and sizes[-1] < 16
     np.testing.assert_allclose(tightly, freely, rtol=1e-4)
+
+
+def test_a_process_may_judge_alone(monkeypatch):
+    """Without a mesh nothing waits for the other processes."""
+    monkeypatch.setattr("jaxmeta.processes.from_first", lambda make: pytest.fail("all processes were asked"))
+    learner = maml(mlp(1), inner_optimizer=optax.sgd(0.01), criterion=CRITERIA["regression"])
+    meta_params, state = learner.init(jax.random.key(0), jnp.ones([5, 1]))
+    source, criterion = task_source(load_sinusoid(), "test", EpisodeSpec(1, 5, 5)), CRITERIA["regression"]
+    assert (
+        evaluate(learner, meta_params, state, source, jax.random.key(1), criterion=criterion, num_tasks=3).num_tasks
+        == 3
+    )
 
 
 def test_a_judgement_that_cannot_fit_is_warned_of():

@@ -73,6 +73,12 @@ def test_an_exported_program_takes_any_number_of_examples():
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
+def test_padding_of_less_than_none_has_no_patches():
+    inputs, layer = jnp.ones([2, 6, 6, 1]), Conv(9, padding=((-1, 0), (0, 0)))
+    variables = layer.init(jax.random.key(0), inputs)
+    assert layer.apply(variables, inputs, method="before_norm").statistics is None
+
+
 def test_statistics_from_patches_only_of_exact_products(monkeypatch):
     """With a kernel rounded to TF32 the outputs have another mean than the patches say."""
     inputs, layer = jnp.ones([2, 6, 6, 1]), Conv(9)

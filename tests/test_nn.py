@@ -271,18 +271,30 @@ def test_padding_of_less_than_none_is_left_to_xla(x64, lowering, stride):
         assert relative_error(one, other) < 1e-10
 
 
-def test_bfloat16_keeps_the_digits_that_it_has():
-    """The rule takes no way that loses more of them than XLA's own convolution does."""
-    keys = jax.random.split(jax.random.key(0), 2)
-    inputs = jax.random.normal(keys[0], [2, 14, 14, 64]).astype(jnp.bfloat16)
-    kernel = (jax.random.normal(keys[1], [3, 3, 64, 64]) / 24).astype(jnp.bfloat16)
-    exact = conv2d(inputs.astype(jnp.float32), kernel.astype(jnp.float32), lowering="xla")
-    errors = [
-        relative_error(conv2d(inputs, kernel, lowering=name).astype(jnp.float32), exact) for name in ("auto", "xla")
-    ]
-    assert errors[0] < 1.2 * errors[1]
+@pytest.mark.parametrize("stride, groups", [(1, 1), (2, 1), (1, 32), (2, 32)])
+def test_bfloat16_keeps_the_digits_that_it_has(stride, groups):
+    """The rule takes no way, and for no gradient, that loses more of them than XLA's own convolution does."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    inputs = jax.random.normal(keys[0], [2, 15, 14, 32]).astype(jnp.bfloat16)
+    kernel = (jax.random.normal(keys[1], [3, 3, 32 // groups, 32]) / 17).astype(jnp.bfloat16)
+
+    def errors(lowering):
+        def all_three(inputs, kernel):
+            outputs, back = jax.vjp(lambda *a: conv2d(*a, stride, groups=groups, lowering=lowering), inputs, kernel)
+            return outputs, *back(jax.random.normal(keys[2], outputs.shape).astype(jnp.bfloat16).astype(outputs.dtype))
+
+        exact = all_three(inputs.astype(jnp.float32), kernel.astype(jnp.float32))
+        given = (leaf.astype(jnp.float32) for leaf in jax.jit(all_three)(inputs, kernel))
+        return [relative_error(one, other) for one, other in zip(given, exact, strict=True)]
+
+    for ours, theirs in zip(errors("auto"), errors("xla"), strict=True):
+        assert ours < 1.2 * theirs
+
+
+def test_winograd_is_not_for_few_digits():
+    images, kernel = jnp.ones([2, 6, 6, 4], jnp.bfloat16), jnp.ones([3, 3, 4, 4], jnp.bfloat16)
     with pytest.warns(UserWarning, match="'winograd' does not cover .* in bfloat16"):
-        conv2d(inputs, kernel, lowering="winograd")
+        conv2d(images, kernel, lowering="winograd")
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -361,6 +373,8 @@ FLAX_OPTIONS = {
     "strides": {"strides": 2, "padding": 1, "kernel_init": flax.linen.initializers.ones},
     "dilated, circular": {"kernel_dilation": 2, "padding": "CIRCULAR", "precision": "highest"},
     "groups, bfloat16": {"feature_group_count": 3, "dtype": jnp.bfloat16, "precision": jax.lax.Precision.HIGHEST},
+    "by another name": {"precision": "fastest"},
+    "of each, XLA's own": {"precision": ("highest", "default")},
     "dilated inputs, XLA's own": {"input_dilation": (2, 2), "padding": ((1, 1), (1, 1))},
 }
 

@@ -131,6 +131,19 @@ def test_members_judged_in_turn_are_those_judged_at_once(population, monkeypatch
     assert taken == [6, 3, 1]
     np.testing.assert_allclose(values[1], values[0], rtol=1e-4)
     np.testing.assert_allclose(values[2], values[0], rtol=1e-4)
+    # Nothing fits: fewer members at once, then fewer tasks.
+    taken.clear()
+    monkeypatch.setattr("jaxmeta.budget.memory_at_hand", lambda: 0)
+    evaluator = jm.make_population_evaluator(make_learner, CRITERION, num_steps=2, task_chunk=5)
+    with pytest.warns(UserWarning, match="Judging needs"):
+        judged = evaluator(everyone, states, SOURCE, key, 10)
+    assert taken == [6, 3, 1, 1]
+    np.testing.assert_allclose([one.metrics["mse"].per_task for one in judged], values[0], rtol=1e-4)
+    # What was allowed comes before what is at hand.
+    taken.clear()
+    options = {"num_steps": 2, "task_chunk": 5, "memory_mib": 100}
+    jm.make_population_evaluator(make_learner, CRITERION, **options)(everyone, states, SOURCE, key, 10)
+    assert taken == [6]
     evaluator = jm.make_population_evaluator(make_learner, CRITERION, member_chunk=4)
     with pytest.raises(ValueError, match=r"must divide the 6 members; given 4. Use one of \[1, 2, 3, 6\]"):
         evaluator(everyone, states, SOURCE, key, 10)
@@ -238,7 +251,7 @@ def test_the_images_are_there_already_and_the_runs_are_not(monkeypatch):
     """What a population may use: what is at hand, and what of the program's data is there."""
     monkeypatch.setattr("jaxmeta.budget.memory_at_hand", lambda: 10**9)
     workspace = open_workspace(replace(PRESETS["sinusoid-maml"], tasks=2, log_every=1), pool="device")
-    pool = np.zeros(1000, np.float32)
+    pool = jax.numpy.zeros(1000)
     sources = workspace.sources | {"train": workspace.sources["train"]._replace(pool=pool)}
     runs = list_runs(workspace.config, Path("nowhere"), 3, ())
     planned, states = plan_runs(workspace._replace(sources=sources), runs, None, None, lambda text: None)

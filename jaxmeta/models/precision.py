@@ -13,10 +13,10 @@ def in_precision(model: Model, precision: str) -> Model:
     """Let a model compute in a precision; what derives from it, to any order, follows.
 
     Parameters, the state and the outputs stay in float32: an inner loop adds up float32 steps. In bfloat16 products add
-    up in float32 and give bfloat16, gradients too: that of a parameter is rounded once, when it has been summed over
-    examples and positions, and is float32 from there on. On a CPU "tf32" changes nothing; on a GPU JAX's own default is
-    TF32, and what a learner computes beside its model (a head) goes by `jax.default_matmul_precision`, which
-    `--precision` sets for both.
+    up in float32 and give bfloat16, gradients too: that of a parameter is rounded where a product ends, when it has
+    been summed over examples and positions, and is float32 from there on. On a CPU "tf32" changes nothing; on a GPU
+    JAX's own default is TF32, and what a learner computes beside its model (a head) goes by
+    `jax.default_matmul_precision`, which `--precision` sets for both.
 
     Args:
       model: The model.

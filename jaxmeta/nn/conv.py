@@ -142,10 +142,14 @@ def conv_general_dilated(
       >>> layer.init_with_output(jax.random.key(0), jnp.ones([2, 28, 28, 3]))[0].shape
       (2, 28, 28, 8)
     """
-    if isinstance(precision, jax.lax.Precision):
-        precision = precision.name.lower()
-    ours = lhs.ndim == 4 and isinstance(precision, str | None) and set(lhs_dilation or (1,)) == {1}
-    ours &= not any(value not in (None, 1) for value in options.values())
+    try:
+        # Of its aliases `jax.default_matmul_precision` does not know all.
+        name = None if precision is None else jax.lax.Precision(precision).name.lower()
+    except ValueError:
+        name = "of each operand, or an algorithm"
+    ours = lhs.ndim == 4 and jnp.issubdtype(lhs.dtype, jnp.floating) and set(lhs_dilation or (1,)) == {1}
+    ours &= name in (None, "default", "high", "highest") and options.get("batch_group_count", 1) == 1
+    ours &= all(value is None for option, value in options.items() if option != "batch_group_count")
     if ours:
         given = jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
         ours = given == jax.lax.conv_dimension_numbers(lhs.shape, rhs.shape, DIMENSIONS)
@@ -155,7 +159,7 @@ def conv_general_dilated(
         return jax.lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     (down, right), (spread_down, spread_right) = window_strides, rhs_dilation or (1, 1)
     windows = {"dilation": (spread_down, spread_right), "groups": feature_group_count, "lowering": lowering}
-    with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
+    with jax.default_matmul_precision(name) if name else contextlib.nullcontext():
         return conv2d(lhs, rhs, (down, right), padding, **windows)
 
 

@@ -122,10 +122,10 @@ def by_patches(first, second, missing, geometry, precision):
         return flat.reshape(*geometry.window, first.shape[-1], second.shape[-1])
     if flipped := turned(geometry):
         return by_patches(second, turned_kernel(first), "output", flipped, precision)
-    like = jax.ShapeDtypeStruct(result_shape(first.shape, second.shape, missing, geometry), first.dtype)
-    kernel = first.reshape(-1, first.shape[-1])
-    patches = jnp.matmul(second, kernel.T, precision=precision)
-    return jax.linear_transpose(lambda inputs: patches_of(inputs, geometry), like)(patches)[0]
+    kernel, wide = first.reshape(-1, first.shape[-1]), jnp.promote_types(first.dtype, jnp.float32)
+    like = jax.ShapeDtypeStruct(result_shape(first.shape, second.shape, missing, geometry), wide)
+    patches = jnp.matmul(second, kernel.T, precision=precision, preferred_element_type=wide)
+    return jax.linear_transpose(lambda inputs: patches_of(inputs, geometry), like)(patches)[0].astype(first.dtype)
 
 
 def turned(geometry: Geometry) -> Geometry | None:
@@ -159,7 +159,7 @@ def by_shifts(first, second, missing, geometry, precision):
     def convolve(inputs, kernel):
         examples, channels = inputs.shape[0], inputs.shape[3]
         wide = jnp.promote_types(inputs.dtype, jnp.float32)  # A sum in few digits would lose some of them.
-        patches = patches_of(inputs, geometry).astype(wide).reshape(examples, *geometry.out_size, -1, channels, 1)
+        patches = patches_of(inputs.astype(wide), geometry).reshape(examples, *geometry.out_size, -1, channels, 1)
         taps = kernel.astype(wide).reshape(-1, channels, kernel.shape[3] // channels)
         products = [patches[..., place, :, :] * taps[place] for place in range(len(taps))]
         return functools.reduce(jnp.add, products).reshape(examples, *geometry.out_size, -1).astype(inputs.dtype)

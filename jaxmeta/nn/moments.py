@@ -15,8 +15,9 @@ from jaxmeta.nn.lowerings import Geometry, patches_of
 
 
 def are_cheaper(kernel_shape: tuple[int, ...], geometry: Geometry) -> bool:
-    """Whether patches have no more numbers than the outputs that they are for."""
-    return geometry.groups == 1 and math.prod(kernel_shape[:3]) <= kernel_shape[3]
+    """Whether patches have no more numbers than the outputs that they are for, and can be made."""
+    padded = min(*geometry.padding[0], *geometry.padding[1]) >= 0
+    return geometry.groups == 1 and padded and math.prod(kernel_shape[:3]) <= kernel_shape[3]
 
 
 def convolution_statistics(
