@@ -6,10 +6,9 @@ Needs a checkout (jaxmeta need not be installed), JAX with its GPU plugin, Flax,
 libraries where there are some. What is missing is a row that says so. On a machine without a GPU the same runs on the
 CPU: a dry run.
 
-Writes into FOLDER: `gpu.json` (card, driver, versions, what products and copies reach), `speed-float32.json` and
-`speed-tf32.json` with their pictures, `bench-bfloat16.json` (jaxmeta alone: its share of bfloat16 products), and
-`report.md` with all tables. Each part is written as soon as it is known, so that a run that is cut short leaves what
-it had.
+Writes into FOLDER: `gpu.json` (card, driver, versions, what products and copies reach), `speed-tf32.json`,
+`speed-float32.json` and `speed-bfloat16.json` with their pictures, and `report.md` with all tables. Each part is
+written as soon as it is known, so that a run that is cut short leaves what it had.
 """
 
 import argparse
@@ -135,30 +134,6 @@ def run_speed(options, precision, device):
     return result.stdout if result.returncode == 0 else f"failed with exit code {result.returncode}\n"
 
 
-# In a process of its own too. Not `jaxmeta bench`: the command line needs more than a card's machine may have.
-BENCH = """
-import json, sys
-from jaxmeta.bench.process import measure_in_own_process
-from jaxmeta.bench.table import markdown_table
-names, rounds, quick, path = json.loads(sys.argv[1])
-rows = [
-    measure_in_own_process(load=name, rounds=rounds, quick=quick, precision="bfloat16") for name in names
-]
-with open(path, "w") as file:
-    json.dump(rows, file, indent=1)
-print(markdown_table(rows))
-"""
-
-
-def run_bench(options):
-    path = options.out / "bench-bfloat16.json"
-    request = json.dumps([options.loads or ["B", "C", "D"], options.rounds, options.quick, str(path)])
-    result = subprocess.run(
-        [sys.executable, "-c", BENCH, request], stdout=subprocess.PIPE, text=True, env=environment()
-    )
-    return result.stdout if result.returncode == 0 else f"failed with exit code {result.returncode}\n"
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
@@ -178,8 +153,7 @@ def main():
     quick = ["--quick"] if options.quick else []
     device = "gpu" if record["rates"] and record["rates"]["backend"] != "cpu" else "cpu"
     for precision in options.precisions or ["tf32", "float32", "bfloat16"]:
-        table = run_bench(options) if precision == "bfloat16" else run_speed(options, precision, device)
-        report += [f"## {precision}", "", table, ""]
+        report += [f"## {precision}", "", run_speed(options, precision, device), ""]
         (options.out / "report.md").write_text("\n".join(report))
     if options.scaling:
         command = [sys.executable, str(BENCHMARKS / "scaling.py"), "--json", str(options.out / "scaling.json")]

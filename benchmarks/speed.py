@@ -59,7 +59,12 @@ def parse(arguments):
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds to wait for any answer")
     parser.add_argument("--chunk", type=int, help="tasks that jaxmeta computes at once; what it chooses")
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
-    parser.add_argument("--precision", choices=["float32", "tf32"], default="float32", help="of products on a GPU")
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "tf32", "bfloat16"],
+        default="float32",
+        help="of products: tf32 on a GPU; bfloat16 also of what is between them, in PyTorch by autocast",
+    )
     parser.add_argument("--together", action="store_true", help="nobody runs alone: there is memory for all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="speed.json beside this script if not --quick")
     parser.add_argument(

@@ -9,9 +9,10 @@ a line from standard input and answers with one line of JSON, the first unasked:
     gradient FILE  writes the meta-gradient in jaxmeta's names and layouts; {"loss": ...}
     prepare        compiles; {"compile_seconds": ..., "temp_bytes": ...} where there is something to compile
     go N           takes N meta-steps; {"seconds": [...], "loss": ..., ...}
-    matmul         {"gflops": ...}: 2048x2048 float32, the best of eight
+    matmul         {"gflops": ...}: 2048x2048 in the precision that was asked for, the best of eight
 
-The problem file holds everything in the dtype in which it is to be solved.
+The problem file holds everything in the dtype in which it is to be solved; in bfloat16 a contender rounds float32
+where its network computes, and nothing that is float64.
 """
 
 import argparse
@@ -169,7 +170,7 @@ def serve(make, names=()):
     parser.add_argument("problem")
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--chunk", type=int, help="tasks at once, where a contender has a choice")
-    parser.add_argument("--precision", choices=["float32", "tf32"], default="float32")
+    parser.add_argument("--precision", choices=["float32", "tf32", "bfloat16"], default="float32")
     options = parser.parse_args()
     try:
         problem = read_problem(options.problem)

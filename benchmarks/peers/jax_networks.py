@@ -73,13 +73,24 @@ def transformer(params, inputs):
     return normalise(hidden).mean(1) @ params["output"]
 
 
+def rounded(leaf):
+    """In bfloat16, but not what a check computes in float64."""
+    return leaf.astype(jnp.bfloat16) if leaf.dtype == jnp.float32 else leaf
+
+
 BODIES = {"mlp": Mlp, "conv4": Conv4, "resnet12": ResNet12}
 
 
-def make_apply(load):
+def make_apply(load, precision="float32"):
     """`params, inputs -> outputs` of a load's network, with the statistics of the batch."""
 
     def apply(params, inputs):
+        if precision == "bfloat16":
+            params, inputs = jax.tree.map(rounded, (params, inputs))
+        outputs = network(params, inputs)
+        return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+
+    def network(params, inputs):
         if load.network == "transformer":
             return transformer(params["body"], inputs)
         # The statistics are made anew in every call, and thrown away.

@@ -18,9 +18,9 @@ def loss_of(outputs, targets):
     return optax.softmax_cross_entropy_with_integer_labels(outputs, targets).mean()
 
 
-def plain_meta_loss(load):
+def plain_meta_loss(load, precision="float32"):
     """As a competent user writes it by hand: `vmap` over tasks, the inner steps in a Python loop."""
-    apply = make_apply(load)
+    apply = make_apply(load, precision)
 
     def value(params, inputs, targets):
         return loss_of(apply(params, inputs), targets)
@@ -35,10 +35,10 @@ def plain_meta_loss(load):
     return lambda theta, support, query: jax.vmap(of_task, (None, 0, 0))(theta, support, query).mean()
 
 
-def by_plain(problem):
+def by_plain(problem, precision):
     params, support, query = on_device(problem)
     optimizer = optax.adam(OUTER_RATE)
-    gradient = jax.value_and_grad(plain_meta_loss(problem.load))
+    gradient = jax.value_and_grad(plain_meta_loss(problem.load, precision))
 
     def meta_step(params, state, support, query):
         loss, grads = gradient(params, support, query)
@@ -54,11 +54,11 @@ def by_plain(problem):
     return take_gradient, jax.jit(meta_step, donate_argnums=(0, 1)), state, (support, query)
 
 
-def by_jax_meta(problem):
+def by_jax_meta(problem, precision):
     """`MAML.step`; the network is ours, through the pair of functions that it asks for."""
     from jax_meta.metalearners.maml import MAML
 
-    load, apply = problem.load, make_apply(problem.load)
+    load, apply = problem.load, make_apply(problem.load, precision)
     Model, Batch = namedtuple("Model", "init apply"), namedtuple("Batch", "inputs targets")
     params, support, query = on_device(problem)
     model = Model(lambda key, *_: (params, {}), lambda params, state, inputs, *_: (apply(params, inputs), state))
@@ -96,7 +96,7 @@ PEERS = {"plain": (by_plain, []), "jax-meta": (by_jax_meta, ["jax-meta"])}
 def make(problem, options):
     configure(problem, options)
     by, packages = PEERS[options.name]
-    take_gradient, jitted, state, data = by(problem)
+    take_gradient, jitted, state, data = by(problem, options.precision)
     compiled = None
 
     def prepare():
@@ -110,7 +110,7 @@ def make(problem, options):
         return float(loss)
 
     versions = versions_of("jax", "jaxlib", "flax", "optax", *packages)
-    return Contender(take_gradient, prepare, step, make_product(), {"versions": versions}, device_peak)
+    return Contender(take_gradient, prepare, step, make_product(options), {"versions": versions}, device_peak)
 
 
 if __name__ == "__main__":

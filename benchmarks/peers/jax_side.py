@@ -13,7 +13,7 @@ def configure(problem, options):
     """Set what is global: the dtype of the problem, the precision of products, no compilation from earlier runs."""
     jax.config.update("jax_enable_x64", problem.support[0].dtype == np.float64)
     jax.config.update("jax_enable_compilation_cache", False)
-    precisions = {"float32": "highest", "tf32": "tensorfloat32"}
+    precisions = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
     jax.config.update("jax_default_matmul_precision", precisions[options.precision])
     if (jax.default_backend() == "cpu") != (options.device == "cpu"):
         raise RuntimeError(f"--device {options.device} was asked for, and JAX runs on {jax.default_backend()}")
@@ -27,8 +27,9 @@ def compile_timed(jitted, *arguments):
     return compiled, {"compile_seconds": seconds, "temp_bytes": compiled.memory_analysis().temp_size_in_bytes}
 
 
-def make_product():
-    matrix = jnp.asarray(np.random.default_rng(0).random((MATMUL_SIZE, MATMUL_SIZE), np.float32))
+def make_product(options):
+    dtype = jnp.bfloat16 if options.precision == "bfloat16" else jnp.float32
+    matrix = jnp.asarray(np.random.default_rng(0).random((MATMUL_SIZE, MATMUL_SIZE), np.float32), dtype)
     product = jax.jit(jnp.matmul)
     return lambda: product(matrix, matrix).block_until_ready()
 

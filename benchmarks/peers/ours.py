@@ -47,7 +47,7 @@ def make(problem, options):
         return prepared.step()
 
     about = {"versions": versions_of("jax", "jaxlib", "flax", "optax"), "devices": len(jax.devices())}
-    return Contender(gradient, compile_step, step, make_product(), about, device_peak)
+    return Contender(gradient, compile_step, step, make_product(options), about, device_peak)
 
 
 if __name__ == "__main__":

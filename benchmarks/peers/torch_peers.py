@@ -250,6 +250,10 @@ def make(problem, options):
     network, outer = make_outer(options.name, problem, device)
     optimizer = torch.optim.Adam(network.parameters(), lr=OUTER_RATE)
     matrix = torch.rand(MATMUL_SIZE, MATMUL_SIZE, device=device)
+    if options.precision == "bfloat16":
+        # No cache: it would keep what was cast under a transformation of torch.func.
+        outer = torch.autocast(device, torch.bfloat16, cache_enabled=False)(outer)
+        matrix = matrix.bfloat16()
 
     def wait():
         if device == "cuda":

@@ -1,12 +1,14 @@
-"""A pre-norm transformer that classifies sequences, in plain JAX: the load that has no images."""
+"""A pre-norm transformer that classifies sequences, of plain functions: the load that has no images."""
 
 import jax
 import jax.numpy as jnp
 
 from jaxmeta.base import Model
 from jaxmeta.models import from_function
+from jaxmeta.nn import dense, pointwise
 
 HEADS = 4
+gelu = pointwise(jax.nn.gelu)
 
 
 def transformer(outputs: int, *, width: int, depth: int) -> Model:
@@ -52,12 +54,12 @@ def transformer(outputs: int, *, width: int, depth: int) -> Model:
 def _layer(hidden: jax.Array, layer: dict[str, jax.Array]) -> jax.Array:
     """Apply self-attention, then two dense layers, each added to what it is given."""
     examples, length, width = hidden.shape
-    projected = (_normalise(hidden) @ layer["project"]).reshape(examples, length, HEADS, 3 * width // HEADS)
+    projected = dense(_normalise(hidden), layer["project"]).reshape(examples, length, HEADS, 3 * width // HEADS)
     query, key, value = jnp.split(projected, 3, axis=-1)
     scores = jnp.einsum("nqhd,nkhd->nhqk", query, key) * (width // HEADS) ** -0.5
     attended = jnp.einsum("nhqk,nkhd->nqhd", jax.nn.softmax(scores), value)
-    hidden = hidden + attended.reshape(examples, length, width) @ layer["mix"]
-    return hidden + jax.nn.gelu(_normalise(hidden) @ layer["up"]) @ layer["down"]
+    hidden = hidden + dense(attended.reshape(examples, length, width), layer["mix"])
+    return hidden + dense(gelu(dense(_normalise(hidden), layer["up"])), layer["down"])
 
 
 def _normalise(hidden: jax.Array) -> jax.Array:

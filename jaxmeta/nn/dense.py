@@ -1,0 +1,37 @@
+"""A dense layer's product, fast in the gradients of gradients too."""
+
+import jax
+
+from jaxmeta.nn.conv import conv2d
+
+
+def dense(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Multiply features with a matrix: `y = x W`.
+
+    Equal to `inputs @ kernel` in values and derivatives of any order. It is a convolution with a window of 1x1, by
+    patches, whose gradient for the kernel transposes the smaller of its factors. XLA on a CPU transposes one of the two
+    whatever JAX wrote, and computes all that led to it over again in an order that leaves the cache: with
+    activations of 4800 x 512 that took half of an inner loop's time.
+
+    Args:
+      inputs: `[..., features]`.
+      kernel: `[features, outputs]`.
+
+    Returns:
+      `[..., outputs]`.
+
+    Raises:
+      ValueError: if the kernel does not fit the features.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> dense(jnp.ones([5, 64, 128]), jnp.ones([128, 512])).shape
+      (5, 64, 512)
+    """
+    if kernel.ndim != 2 or inputs.ndim < 1 or inputs.shape[-1] != kernel.shape[0]:
+        raise ValueError(
+            f"dense needs inputs [..., features] and a kernel [features, outputs]; given {list(inputs.shape)} and "
+            f"{list(kernel.shape)}."
+        )
+    rows = inputs.reshape(-1, 1, 1, inputs.shape[-1])
+    return conv2d(rows, kernel[None, None], lowering="patches").reshape(*inputs.shape[:-1], kernel.shape[1])
