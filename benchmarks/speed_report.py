@@ -158,9 +158,12 @@ def draw_load(axes, names, rows, show_names):
     most = max((median(row) / ours for row in rows.values() if median(row)), default=1)
     least = min((median(row) / ours for row in rows.values() if median(row)), default=1)
     # Room on the right for the labels.
-    axes.set_xlim(0.8 * least, 2 * max(2, most) ** 1.35)
+    low, high = 0.8 * least, 2 * max(2, most) ** 1.35
+    axes.set_xlim(low, high)
+    axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_yticks(range(len(names)), list(reversed(names)) if show_names else [""] * len(names), fontsize=8)
     axes.tick_params(axis="x", labelsize=7)
+    axes.set_xticks([tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 100, 1000) if low < tick < high])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     first = next(iter(rows.values()))
