@@ -156,6 +156,8 @@ class Race:
             say(f"{load.name}: not compared with float64: {peer.name} gives no number")
             return {}
         say(f"{load.name}: from float64 differ {', '.join(f'{name} {error:.1e}' for name, error in errors.items())}")
+        if AS_FAR * errors[peer.name] >= 1:
+            say(f"{load.name}: too few digits are left to tell a wrong gradient")
         return errors
 
     def run(self, load):

@@ -231,7 +231,7 @@ def speed_table() -> str:
     ratios = [f"{ratio:.2f}" if (ratio := ratio_to_fastest(rows)) else "-" for rows in by_load.values()]
     lines.append(f"| fastest PyTorch peer / jaxmeta | {' | '.join(ratios)} |")
     legend = "; ".join(f"{load}: {text}" for load, text in loads.items())
-    note = f"{legend}. Medians of {record['rounds']} interleaved rounds; * one cold step; GFLOP and memory: speed.json."
+    note = f"{legend}. Medians of {record['rounds']} interleaved rounds; * one cold step; - not run."
     about = f"{record['processor']}, {record['cores']} cores, {record['device']}, {record['precision']}."
     return "\n".join(lines) + f"\n\n{note}\n{about}"
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxmeta import devices, feed
+from jaxmeta import devices, feed, processes
 from jaxmeta.base import Evaluation, Key, MetaLearner, Predicted, PyTree, TrainState
 from jaxmeta.budget import budget_bytes, largest_that_fits
 from jaxmeta.data import TaskSource, number_of_tasks, task_keys
@@ -72,8 +72,9 @@ def make_evaluator(
         # On one device tasks are drawn by a program of their own, and what is fed comes for each chunk anew.
         held = (meta_params, state, () if mesh is None or feed.is_fed(source) else source.pool)
         sizes = ((size,) for size in (task_chunk, *halved(task_chunk)))
-        budget = budget_bytes(memory_mib, held, shared=mesh is not None)
-        return largest_that_fits(sizes, lower, budget, "Judging", shared=mesh is not None)[0]
+        shared = processes.is_shared(mesh)
+        budget = budget_bytes(memory_mib, held, shared=shared)
+        return largest_that_fits(sizes, lower, budget, "Judging", shared=shared)[0]
 
     def evaluator(meta_params: PyTree, state: PyTree, source: TaskSource, key: Key, num_tasks: int) -> Evaluation:
         most = number_of_tasks(source)

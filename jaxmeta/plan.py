@@ -144,6 +144,7 @@ def fit_plan(
 
     Raises:
       DoesNotFit: if nothing does; it says by how much, and what would.
+      ValueError: if no strategy can serve.
 
     Example:
       >>> def measure(candidate):
@@ -161,6 +162,11 @@ def fit_plan(
     queue += [smallest._replace(metagrad=way, precision=precision) for precision in precisions for way in strategies]
     for candidate in queue:
         one = measure(candidate)
+        if one is None and candidate == wanted:
+            if len(strategies) == 1:
+                raise ValueError(f"The strategy {wanted.metagrad!r} cannot serve, and there is no other in its place.")
+            wanted, others = wanted._replace(metagrad=strategies[1]), strategies[2:]
+            return fit_plan(measure, wanted, budget=budget, chunks=chunks, others=others, precisions=precisions)
         if one is None:
             continue
         tried.append(one)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from jaxmeta.base import PyTree
 
@@ -47,6 +48,11 @@ def leave(code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def is_shared(mesh: Mesh | None) -> bool:
+    """Tell whether processes compute on a mesh together, and must agree on what they compute."""
+    return mesh is not None and mesh.is_multi_process
 
 
 def is_first() -> bool:

@@ -108,7 +108,7 @@ def plan_steps(
     if mesh is not None:
         # Once for all candidates.
         source = source._replace(pool=devices.replicate(source.pool, mesh))
-    made, shared = {}, mesh is not None
+    made, shared = {}, processes.is_shared(mesh)
     budget = budget_bytes(memory_mib, (train_state, source.pool), shared=shared)
     options = {"num_tasks": num_tasks, "steps_per_call": steps_per_call, "mesh": mesh}
 
@@ -156,6 +156,6 @@ def time_steps(
         train_state, metrics = program(train_state, pool, key, np.int32(length))
         jax.block_until_ready(metrics)
         seconds = time.perf_counter() - clock
-        seconds = (processes.agreed(seconds) if mesh is not None else seconds) / length
+        seconds = (processes.agreed(seconds) if processes.is_shared(mesh) else seconds) / length
         length = max(1, min(at_once, round(RUN_SECONDS / seconds)))
     return seconds

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ import scaling  # noqa: E402
 import contenders  # noqa: E402
 import speed  # noqa: E402
 import speed_report  # noqa: E402
+from jax_networks import make_apply  # noqa: E402
 from jax_peers import plain_meta_loss  # noqa: E402
 
 # One inner step and a single layer where layers are alike keep this short; B and C, A1 and A5 differ in numbers only.
@@ -146,6 +148,19 @@ def test_a_card_s_machine_needs_no_more_than_jax_flax_optax_and_chex():
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1])["load"] == "A1"
+
+
+@pytest.mark.parametrize("name", ["A1", "B", "F"])
+def test_plain_jax_computes_in_bfloat16_where_it_is_asked_to(name):
+    """Products and convolutions, of which none is left in float32; a check in float64 is rounded nowhere."""
+    load = tiny(LOADS[name])
+    arguments = draw_weights(load), draw_episodes(load).support.inputs[0]
+    program = str(jax.make_jaxpr(make_apply(load, "bfloat16"))(*arguments))
+    products = re.findall(r":(\S+)\[[^]]*\] = (?:dot_general|conv_general_dilated)", program)
+    assert products and set(products) == {"bf16"}
+    outputs = make_apply(load, "bfloat16")(*arguments)
+    difference = np.abs(outputs - make_apply(load)(*arguments)).max()
+    assert outputs.dtype == np.float32 and 1e-5 < difference < 0.3
 
 
 @pytest.mark.slow

@@ -260,9 +260,11 @@ def test_steps_of_one_s_own_are_planned(source, search, monkeypatch):
     assert planned(memory_mib=1000).plan.chosen.task_chunk == TASKS
     # A strategy that cannot serve is passed over; shapes will do.
     shapes = jax.eval_shape(lambda: fresh_state(source))
-    options = {"num_tasks": TASKS, "metagrads": ["unrolled", "remat"], "task_chunk": 1, "memory_mib": 1000}
+    options = {"num_tasks": TASKS, "metagrads": ["unrolled", "remat"], "memory_mib": 1000}
     way = plan_steps(lambda way: make_step(way) if way.metagrad == "remat" else None, shapes, source, key, **options)
-    assert way.plan.chosen == Candidate("remat", 1)
+    assert way.plan.chosen == Candidate("remat", TASKS)
+    with pytest.raises(ValueError, match="'remat' cannot serve, and there is no other"):
+        plan_steps(lambda way: None, shapes, source, key, **options)
 
 
 def test_memory_at_hand_is_a_share_of_the_machine():

@@ -61,6 +61,12 @@ def test_an_activation_of_whole_numbers_is_refused():
         pointwise(jax.nn.gelu)(jnp.arange(3))
 
 
+@pytest.mark.parametrize("function", [jnp.sum, lambda x: x > 0])
+def test_a_function_that_is_none_of_numbers_is_refused(function):
+    with pytest.raises(TypeError, match="needs a function from number to number; given one from float32"):
+        pointwise(function)(jnp.ones([2, 3]))
+
+
 def meta_gradient(activation, product):
     """Of one inner step of scanned layers, as MAML takes it."""
 
@@ -135,7 +141,7 @@ def test_a_product_of_any_number_of_axes():
         np.testing.assert_allclose(dense(inputs, kernel), inputs @ kernel, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("inputs, kernel", [((3, 5), (4, 6)), ((3, 4), (2, 4, 6)), ((), (4, 6))])
+@pytest.mark.parametrize("inputs, kernel", [((3, 5), (4, 6)), ((3, 4), (2, 4, 6)), ((), (4, 6)), ((3, 0), (0, 6))])
 def test_a_kernel_that_does_not_fit_is_refused(inputs, kernel):
     with pytest.raises(ValueError, match=r"dense needs inputs \[..., features\] and a kernel"):
         dense(jnp.ones(inputs), jnp.ones(kernel))

@@ -147,7 +147,8 @@ def conv_general_dilated(
         name = None if precision is None else jax.lax.Precision(precision).name.lower()
     except ValueError:
         name = "of each operand, or an algorithm"
-    ours = lhs.ndim == 4 and jnp.issubdtype(lhs.dtype, jnp.floating) and set(lhs_dilation or (1,)) == {1}
+    ours = lhs.ndim == 4 and jnp.issubdtype(lhs.dtype, jnp.floating) and lhs.dtype == rhs.dtype
+    ours &= set(lhs_dilation or (1,)) == {1} and len(rhs_dilation or (1, 1)) == 2
     ours &= name in (None, "default", "high", "highest") and options.get("batch_group_count", 1) == 1
     ours &= all(value is None for option, value in options.items() if option != "batch_group_count")
     if ours:

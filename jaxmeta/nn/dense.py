@@ -1,4 +1,4 @@
-"""A dense layer's product, fast in the gradients of gradients too."""
+"""A dense layer's product whose gradients of gradients are fast on a CPU."""
 
 import jax
 
@@ -21,14 +21,14 @@ def dense(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
       `[..., outputs]`.
 
     Raises:
-      ValueError: if the kernel does not fit the features.
+      ValueError: if the kernel does not fit the features, or there are none.
 
     Example:
       >>> import jax.numpy as jnp
       >>> dense(jnp.ones([5, 64, 128]), jnp.ones([128, 512])).shape
       (5, 64, 512)
     """
-    if kernel.ndim != 2 or inputs.ndim < 1 or inputs.shape[-1] != kernel.shape[0]:
+    if kernel.ndim != 2 or inputs.ndim < 1 or not inputs.shape[-1] == kernel.shape[0] > 0:
         raise ValueError(
             f"dense needs inputs [..., features] and a kernel [features, outputs]; given {list(inputs.shape)} and "
             f"{list(kernel.shape)}."

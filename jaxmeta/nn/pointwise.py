@@ -21,14 +21,15 @@ def pointwise(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array
     smooth activations (GELU, SiLU, softplus); a ReLU has nothing to keep.
 
     Args:
-      function: From one number to one number, by `jax.numpy`; computed on arrays of any shape. One that is defined
-        once, at the top of a module: each object is compiled by itself.
+      function: From one number to one number, by `jax.numpy`; computed on arrays of any shape. It may not mix
+        elements, as a softmax does, which is not checked, nor use a parameter from around it. One that is
+        defined once, at the top of a module: each object is compiled by itself.
 
     Returns:
       The same function of an array of floats.
 
     Raises:
-      TypeError: when it is called, for an array that is not of floats.
+      TypeError: when it is called, for an array that is not of floats, or a function that changes type or shape.
 
     Example:
       >>> gelu = pointwise(jax.nn.gelu)
@@ -41,6 +42,12 @@ def pointwise(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array
         inputs = jnp.asarray(inputs)
         if not jnp.issubdtype(inputs.dtype, jnp.floating):
             raise TypeError(f"An activation of `pointwise` needs floats; given {inputs.dtype}. Cast them first.")
+        given = jax.eval_shape(function, inputs)
+        if (given.shape, given.dtype) != (inputs.shape, inputs.dtype):
+            raise TypeError(
+                "`pointwise` needs a function from number to number; given one from "
+                f"{inputs.dtype}{list(inputs.shape)} to {given.dtype}{list(given.shape)}."
+            )
         return derivative_p.bind(inputs, function=function, order=0)
 
     return value
