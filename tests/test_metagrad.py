@@ -301,7 +301,7 @@ def test_no_recompilation(name):
 
     for scale in (1.0, 2.0, 3.0):
         gradient(jax.tree.map(lambda leaf, scale=scale: scale * leaf, case.problem.theta))
-    assert len(traces) == 1 and gradient._cache_size() == 1
+    assert len(traces) == 1 and gradient._cache_size() <= 1
 
 
 def test_implicit_matches_a_long_unrolled_proximal_loop(x64):

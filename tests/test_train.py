@@ -98,7 +98,7 @@ def test_second_call_does_not_compile_again(source):
 
     for seed in range(3):
         train_state, _ = counted(train_state, episodes, jax.random.key(seed))
-    assert len(traces) == 1 and counted._cache_size() == 1
+    assert len(traces) == 1 and counted._cache_size() <= 1
 
 
 def fresh(source, seed=0):
