@@ -41,6 +41,11 @@ def pytest_collection_finish():
     gc.set_threshold(10_000, 20, 20)
 
 
+def times_compiled(name, caplog):
+    """Count the programs of a jitted function that `jax.log_compiles` told of, also those read from the cache."""
+    return sum(line.startswith(f"Finished XLA compilation of jit({name})") for line in caplog.messages)
+
+
 class TinyBody(nn.Module):
     """One block of conv4: everything that it is made of, at a fraction of the compilation."""
 
